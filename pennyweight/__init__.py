@@ -1,0 +1,1 @@
+"""Pennyweight makes a network smaller and says, with a stated confidence, how much worse it became."""

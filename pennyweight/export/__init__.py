@@ -1,0 +1,22 @@
+"""One file an engine's format: written tensor by tensor, read back bit for bit, and what each engine can load."""
+
+from pennyweight.export.accounting import Accounting, Row
+from pennyweight.export.compressed_tensors import write
+from pennyweight.export.compressed_tensors_layout import dense_bytes, dense_dtype, stored_bytes
+from pennyweight.export.compressed_tensors_source import CompressedTensorsSource, is_compressed_tensors
+from pennyweight.export.engines import ENGINES, Engine, find, how_to_load
+
+__all__ = [
+    "ENGINES",
+    "Accounting",
+    "CompressedTensorsSource",
+    "Engine",
+    "Row",
+    "dense_bytes",
+    "dense_dtype",
+    "find",
+    "how_to_load",
+    "is_compressed_tensors",
+    "stored_bytes",
+    "write",
+]

@@ -1,0 +1,176 @@
+"""What a compressed-tensors checkpoint will hold, decided before a byte is written: tensors, their sizes, their files.
+
+The sizes are exact, so the planner can promise them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pennyweight.errors import InvalidFormat, InvalidModel
+from pennyweight.export.safetensors_stream import Entry
+from pennyweight.formats import Dense, Grid
+from pennyweight.formats.dense import DTYPES
+from pennyweight.network.network import Network, Site
+from pennyweight.network.source import TensorInfo
+from pennyweight.numerics.packing import words_of
+
+
+@dataclass(frozen=True)
+class Item:
+    """One tensor of the source, and what it becomes; `grid` says that it is compressed."""
+
+    info: TensorInfo
+    action: str
+    reason: str
+    entries: tuple[Entry, ...]
+    site: Site | None = None
+    grid: Grid | None = None
+
+    @property
+    def bytes(self) -> int:
+        """In the files' data sections."""
+        return sum(entry.bytes for entry in self.entries)
+
+
+def stored_bytes(shape: tuple[int, int], format: Grid | Dense, dtype: str) -> int:
+    """Bytes a site takes in the files' data sections, padding included.
+
+    Raises:
+        InvalidFormat: the format does not fit the shape, or its scales are not in `dtype`.
+    """
+    if isinstance(format, Dense):
+        return format.stored_bits(shape) // 8
+    _check_grid("weight", shape, format, dtype)
+    return sum(entry.bytes for entry in _grid_entries("weight", shape, format))
+
+
+def dense_dtype(info: TensorInfo, dtype: str) -> str:
+    """Name the type a tensor has when it is not compressed: its own, unless that is wider than `dtype` or codes."""
+    known = getattr(torch, info.dtype, None)
+    if not isinstance(known, torch.dtype):  # `q4_1`, `int4 g32 sym`: the source dequantizes it to float32
+        return dtype
+    return dtype if known.is_floating_point and known.itemsize > DTYPES[dtype].itemsize else info.dtype
+
+
+def dense_bytes(info: TensorInfo, dtype: str) -> int:
+    """Bytes a tensor takes when it is not compressed."""
+    return Entry(info.name, dense_dtype(info, dtype), info.shape).bytes
+
+
+def check(network: Network, formats: Mapping[str, Grid], dtype: str) -> None:
+    """Refuse formats that this file format cannot hold.
+
+    Raises:
+        InvalidFormat: names the site.
+    """
+    Dense(dtype=dtype)
+    sites = network.by_name
+    for name, grid in formats.items():
+        if name not in sites:
+            raise InvalidFormat("there is no such site", expected=f"one of {len(sites)} sites", site=name)
+        site = sites[name]
+        stored = network.stored_name(site.parameter)
+        tied = any(stored in names for names in network.tied)
+        if tied or site.role == "embedding":
+            raise InvalidFormat(
+                "an embedding table cannot be loaded from packed codes" if not tied else "it shares its tensor",
+                expected="a linear layer with a tensor of its own",
+                mend="keep it dense",
+                site=name,
+            )
+        _check_grid(name, site.shape, grid, dtype)
+
+
+def _check_grid(name: str, shape: tuple[int, int], grid: Grid, dtype: str) -> None:
+    if grid.scale_dtype != dtype:
+        raise InvalidFormat(
+            f"scales in {grid.scale_dtype} in a model in {dtype}",
+            expected=f"scales in the type of the model, {dtype}",
+            mend=f"set scale_dtype={dtype!r} before the weights are rounded",
+            site=name,
+        )
+    try:
+        grid.groups(shape[1])
+    except InvalidFormat as error:
+        error.site = name
+        raise
+
+
+def items_of(network: Network, formats: Mapping[str, Grid], dtype: str) -> list[Item]:
+    """Every tensor of the source: embedding, blocks, norm and head, then what the network does not know."""
+    source = network.source
+    sites = {site.parameter: site for site in network.sites}
+    first = [n for n in network.outer if n in sites and sites[n].role == "embedding"]
+    inside = [name for block in network.blocks for name in block.parameters]
+    order = dict.fromkeys(network.stored_name(name) for name in [*first, *inside, *network.outer])
+    copies = {name: _tied_to(name, network) for name in source.tensors}
+    items = []
+    for name in [*order, *(name for name in source.tensors if name not in order)]:
+        info, site = source.tensors[name], sites.get(name)
+        if (kept := copies[name]) is not None:
+            _check_equal(name, kept, network)
+            items.append(Item(info, "dropped", f"the same tensor as {kept}", ()))
+        elif site is not None and site.name in formats:
+            grid = formats[site.name]
+            items.append(Item(info, "transformed", grid.label(), _grid_entries(name, site.shape, grid), site, grid))
+        else:
+            stored = dense_dtype(info, dtype)
+            action, reason = ("kept", "") if stored == info.dtype else ("cast", f"{info.dtype} to {stored}")
+            items.append(Item(info, action, reason, (Entry(name, stored, info.shape),)))
+    return items
+
+
+def _tied_to(name: str, network: Network) -> str | None:
+    """Find the stored tensor that this one merely repeats, if any."""
+    for names in network.tied:
+        if name in names:
+            kept = next(n for n in names if n in network.source.tensors)
+            return kept if kept != name else None
+    return None
+
+
+def _check_equal(name: str, kept: str, network: Network) -> None:
+    if not torch.equal(network.source.read(name), network.source.read(kept)):
+        raise InvalidModel(
+            f"differs from {kept}, although config.json says they are one tensor",
+            expected="equal tensors, or tie_word_embeddings: false",
+            mend="set tie_word_embeddings to false in config.json, if both are meant to be used",
+            site=name,
+        )
+
+
+def _grid_entries(parameter: str, shape: tuple[int, int], grid: Grid) -> tuple[Entry, ...]:
+    rows, columns = shape
+    groups = grid.groups(columns)
+    entries = (
+        Entry(f"{parameter}_packed", "int32", (rows, words_of(columns, grid.bits))),
+        Entry(f"{parameter}_scale", grid.scale_dtype, (rows, groups)),
+        Entry(f"{parameter}_shape", "int64", (2,)),
+    )
+    if grid.symmetric:
+        return entries
+    return (*entries, Entry(f"{parameter}_zero_point", "int32", (words_of(rows, grid.bits), groups)))
+
+
+def shards_of(items: Sequence[Item], limit: int) -> list[list[Item]]:
+    """Consecutive items, as many as fit; everything of one site lies in one file."""
+    shards: list[list[Item]] = [[]]
+    size = 0
+    for item in items:
+        if shards[-1] and size + item.bytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(item)
+        size += item.bytes
+    return shards
+
+
+def shard_names(count: int) -> list[str]:
+    """As the reference library calls them."""
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]

@@ -1,0 +1,261 @@
+"""Read a compressed-tensors checkpoint, ours or others': packed or int8 codes become float32 weights when asked for.
+
+Source: the compressed-tensors package, versions 0.17 to 0.20 (`quant_config`, `match`, `pack_quantized`,
+`naive_quantized`). Written on its own, without the package, so that what we wrote can be read back independently of it.
+Only weights are read: a checkpoint that also rounds activations or its key-value cache gives the network without that.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pennyweight.errors import InvalidFormat, InvalidModel
+from pennyweight.formats import Grid, Part
+from pennyweight.formats.grid import SCALE_DTYPES
+from pennyweight.network.source import SafetensorsSource, TensorInfo, find_tensor, read_json_object
+from pennyweight.numerics.packing import unpack_int32, words_of
+
+METHOD = "compressed-tensors"
+PACKED, NAIVE = "pack-quantized", "int-quantized"
+STORED = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
+# What belongs to rounded activations and caches, not to weights.
+BESIDE = ("input_scale", "input_zero_point", "output_scale", "output_zero_point", "k_scale", "v_scale", "q_scale")
+
+
+def is_compressed_tensors(directory: str | os.PathLike[str]) -> bool:
+    """Whether config.json in this directory says so; False where there is none.
+
+    Raises:
+        CorruptFile: config.json is there and is not JSON.
+    """
+    path = Path(directory) / "config.json"
+    quantization = read_json_object(path).get("quantization_config") if path.is_file() else None
+    return isinstance(quantization, dict) and quantization.get("quant_method") == METHOD
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """One quantized weight: its grid, how it lies in the file, and its parts' names by role."""
+
+    grid: Grid
+    layout: str
+    shape: tuple[int, int]
+    stored: Mapping[str, str]
+
+
+class CompressedTensorsSource:
+    """A checkpoint whose `tensors` are dense weights, whatever they are stored as.
+
+    Args:
+        directory: the model directory. Headers and the shapes of packed weights are read and checked at once.
+
+    Raises:
+        MissingFile: as SafetensorsSource.
+        CorruptFile: as SafetensorsSource.
+        InvalidModel: stored in a way we cannot read; the message names it.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self._files = SafetensorsSource(directory)
+        self.path = self._files.path
+        quantization = self._files.config.get("quantization_config")
+        if not isinstance(quantization, dict) or quantization.get("quant_method") != METHOD:
+            raise self._refusal("config.json has no compressed-tensors section")
+        self.config: Mapping[str, Any] = MappingProxyType(
+            {k: v for k, v in self._files.config.items() if k != "quantization_config"}
+        )
+        self._schemes = self._read_schemes(quantization)
+        self._ignore = [str(name) for name in quantization.get("ignore") or []]
+        self._packed = {f"{module}.weight": self._read_layout(module) for module in self._quantized_modules()}
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._dense_view())
+
+    def read(self, name: str) -> Tensor:
+        """Read a weight: in float32 where codes are stored, otherwise as it is.
+
+        Raises:
+            InvalidModel: there is no such tensor.
+        """
+        find_tensor(self.tensors, name, self.path)
+        if name not in self._packed:
+            return self._files.read(name)
+        part = self.read_part(name)
+        return part.format.decode(part.tensors, self._packed[name].shape)
+
+    def read_part(self, name: str) -> Part:
+        """Codes, scale and, for asymmetric grids, zero point of `x.weight`, exactly as they are stored.
+
+        Raises:
+            InvalidModel: there is no such tensor, or it is stored dense.
+        """
+        find_tensor(self.tensors, name, self.path)
+        if name not in self._packed:
+            raise self._refusal("it is stored dense", name, expected="the name of a quantized weight")
+        packed = self._packed[name]
+        raw = {role: self._files.read(stored) for role, stored in packed.stored.items() if role != "weight_shape"}
+        (rows, columns), bits = packed.shape, packed.grid.bits
+        middle = 1 << (bits - 1)  # signed codes plus this are ours
+        if packed.layout == PACKED:
+            codes = unpack_int32(raw["weight_packed"], bits, columns)
+        else:
+            codes = (raw["weight"].to(torch.int16) + middle).to(torch.uint8)
+        scale = raw["weight_scale"].reshape(-1, raw["weight_scale"].shape[-1])
+        tensors = {"codes": codes, "scale": scale.expand(rows, -1).contiguous()}  # one scale a tensor: the same a row
+        if not packed.grid.symmetric:
+            zero = raw["weight_zero_point"]
+            if packed.layout == PACKED:
+                zero = unpack_int32(zero.T.contiguous(), bits, rows).T
+            else:
+                zero = (zero.to(torch.int16) + middle).to(torch.uint8).reshape(-1, zero.shape[-1])
+            tensors["zero_point"] = zero.expand(rows, -1).contiguous()
+        return Part(packed.grid, tensors)
+
+    def auxiliary(self) -> Mapping[str, bytes | Path]:
+        """Tokenizer, templates, model card, licence and remote code, as paths."""
+        return self._files.auxiliary()
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 over the contents of the weight files and config.json."""
+        return self._files.fingerprint
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the weight files."""
+        return self._files.stored_bytes
+
+    @property
+    def description(self) -> str:
+        """How many tensors of which format."""
+        counts = Counter(info.dtype for info in self.tensors.values())
+        listed = ", ".join(f"{n} {dtype}" for dtype, n in counts.most_common())
+        return f"compressed-tensors, {len(self.tensors)} tensors: {listed}"
+
+    def _read_schemes(self, quantization: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
+        """Target, layout and weight arguments of every group; the most specific targets first."""
+        for key in ("sparsity_config", "transform_config"):
+            if (quantization.get(key) or {}) not in ({}, {"format": "dense"}):
+                raise self._refusal(f"config.json has a {key}", expected="weights that are only quantized")
+        schemes = []
+        for name, group in (quantization.get("config_groups") or {}).items():
+            if not isinstance(group, dict):
+                raise self._refusal(
+                    f"{name} is a preset, not a description", expected="targets and weights spelled out"
+                )
+            arguments = group.get("weights")
+            if arguments is None:
+                continue
+            layout = group.get("format") or quantization.get("format")
+            if layout not in (PACKED, NAIVE) or arguments.get("type", "int") != "int":
+                raise self._refusal(
+                    f"{name} is stored as {layout} ({arguments.get('type', 'int')})",
+                    expected=f"{PACKED} or {NAIVE}, integers",
+                )
+            schemes += [(str(target), str(layout), arguments) for target in group.get("targets") or []]
+        return sorted(schemes, key=lambda scheme: (scheme[0] == "Linear", scheme[0].startswith("re:")))
+
+    def _quantized_modules(self) -> list[str]:
+        found = []
+        for name, info in self._files.tensors.items():
+            module, _, leaf = name.rpartition(".")
+            if leaf == "weight_g_idx":
+                raise self._refusal("columns are in the order of activations (weight_g_idx)", module)
+            if leaf == "weight_packed" or (leaf == "weight" and info.dtype == "int8"):
+                found.append(module)
+        return found
+
+    def _read_layout(self, module: str) -> _Packed:
+        layout, arguments = self._scheme_of(module)
+        stored = {leaf: f"{module}.{leaf}" for leaf in STORED if f"{module}.{leaf}" in self._files.tensors}
+        symmetric = bool(arguments.get("symmetric", True))
+        required = {"weight_scale", *(("weight_packed", "weight_shape") if layout == PACKED else ("weight",))}
+        if missing := sorted((required | (set() if symmetric else {"weight_zero_point"})) - stored.keys()):
+            raise self._refusal(f"{missing[0]} is missing", module, expected=f"a whole {layout} weight")
+        rows, columns = self._shape(module, layout)
+        scale = self._files.tensors[stored["weight_scale"]]
+        if scale.dtype not in SCALE_DTYPES:
+            raise self._refusal(f"scales in {scale.dtype}", module, expected=", ".join(SCALE_DTYPES))
+        strategy = arguments.get("strategy") or ("group" if (arguments.get("group_size") or -1) > 0 else "channel")
+        if strategy not in ("group", "channel", "tensor"):
+            raise self._refusal(f"scales by {strategy}", module, expected="scales by group, channel or tensor")
+        try:
+            grid = Grid(
+                bits=int(arguments.get("num_bits", 8)),
+                group_size=int(arguments["group_size"]) if strategy == "group" else None,
+                symmetric=symmetric,
+                scale_dtype=scale.dtype,
+            )
+            groups = grid.groups(columns)
+        except InvalidFormat as error:
+            raise self._refusal(error.happened, module, expected=error.expected) from error
+        if scale.shape not in ((rows, groups), *(((rows,), (1,), (1, 1)) if groups == 1 else ())):
+            raise self._refusal(f"scales of shape {list(scale.shape)}", module, expected=f"{[rows, groups]}")
+        if layout == PACKED:
+            self._check_words(module, "weight_packed", (rows, words_of(columns, grid.bits)))
+            if not symmetric:
+                self._check_words(module, "weight_zero_point", (words_of(rows, grid.bits), groups))
+        return _Packed(grid, layout, (rows, columns), stored)
+
+    def _scheme_of(self, module: str) -> tuple[str, Mapping[str, Any]]:
+        if not any(_matches(module, target) for target in self._ignore):
+            for target, layout, arguments in self._schemes:
+                if _matches(module, target) or target == "Linear":
+                    return layout, arguments
+        raise self._refusal(
+            "holds codes, and config.json does not say of which grid",
+            module,
+            expected="a config group that targets it by name, by re: or as Linear, and no ignore that names it",
+        )
+
+    def _shape(self, module: str, layout: str) -> tuple[int, int]:
+        shape: tuple[int, ...] = self._files.tensors[f"{module}.weight"].shape if layout == NAIVE else tuple(
+            self._files.read(f"{module}.weight_shape").tolist()
+        )  # fmt: skip
+        if len(shape) != 2:
+            raise self._refusal(f"a weight of shape {list(shape)}", module, expected="[out, in]")
+        return (shape[0], shape[1])
+
+    def _check_words(self, module: str, leaf: str, shape: tuple[int, int]) -> None:
+        found = self._files.tensors[f"{module}.{leaf}"]
+        if found.shape != shape or found.dtype != "int32":
+            raise self._refusal(
+                f"{leaf} is {found.dtype} {list(found.shape)}",
+                module,
+                expected=f"int32 {list(shape)}, packed without gaps as compressed-tensors 0.18 and later do",
+            )
+
+    def _dense_view(self) -> dict[str, TensorInfo]:
+        hidden = {stored: name for name, packed in self._packed.items() for stored in packed.stored.values()}
+        tensors: dict[str, TensorInfo] = {}
+        for name, info in self._files.tensors.items():
+            if name.rpartition(".")[2] in BESIDE:
+                continue
+            dense = hidden.get(name, name)
+            if dense in self._packed and dense not in tensors:
+                packed = self._packed[dense]
+                stored = sum(self._files.tensors[part].bytes for part in packed.stored.values())
+                tensors[dense] = TensorInfo(dense, packed.shape, packed.grid.label(), stored)
+            elif dense not in self._packed:
+                tensors[name] = info
+        return tensors
+
+    def _refusal(self, happened: str, module: str = "", *, expected: str = "") -> InvalidModel:
+        return InvalidModel(
+            happened,
+            expected=expected or "a compressed-tensors checkpoint of integer weights",
+            mend="start from the model this one was made of",
+            site=module or str(self.path),
+        )
+
+
+def _matches(module: str, target: str) -> bool:
+    return re.match(target[3:], module) is not None if target.startswith("re:") else target == module

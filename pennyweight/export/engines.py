@@ -1,0 +1,170 @@
+"""What each engine can load, as data: versioned contracts the planner asks before anything is computed.
+
+Sources of the rows: transformers 5.23.0 with compressed-tensors 0.20.0 was run on what we write, tensor by tensor and
+logit by logit (`tests/unit/test_compressed_tensors.py`). vLLM 0.33.0 was not run: its row is read from its sources, and
+where they leave doubt the row is the stricter reading.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pennyweight.errors import UnknownName
+from pennyweight.formats import Dense, Grid
+from pennyweight.network.network import Network, Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """One engine's contract.
+
+    Args:
+        name: as the user says it.
+        file_format: what we write for it.
+        checked_with: versions the row holds for, by package.
+        evidence: how we know: `loaded` (it ran on our files) or `read` (from its sources).
+        bits: code widths with a fixed zero point.
+        asymmetric_bits: code widths with stored zero points; empty when it loads none.
+        group_sizes: inputs that may share a scale; None for any number that divides the inputs.
+        dtypes: of scales and of tensors that stay dense.
+        roles: kinds of sites that may be quantized.
+        least_outputs: smallest `out` of a quantized weight.
+        least_inputs: smallest `in`.
+        fused_groups: sites that read one edge (q, k, v; gate, up) must get one format, because the engine joins them.
+        notes: what a user should know before choosing it.
+        snippet: how to load a model; `{path}` is where it lies.
+    """
+
+    name: str
+    file_format: str
+    checked_with: Mapping[str, str]
+    evidence: str
+    bits: frozenset[int]
+    asymmetric_bits: frozenset[int]
+    group_sizes: frozenset[int] | None
+    dtypes: frozenset[str]
+    roles: frozenset[str]
+    least_outputs: int = 1
+    least_inputs: int = 1
+    fused_groups: bool = False
+    notes: tuple[str, ...] = ()
+    snippet: str = field(repr=False)
+
+    @property
+    def version(self) -> str:
+        """Such as `vllm 0.33.0`."""
+        return ", ".join(f"{package} {version}" for package, version in self.checked_with.items())
+
+    def refuses(self, site: Site, format: Grid | Dense, network: Network) -> str | None:
+        """Why the engine cannot load this site in this format, in plain words; None when it can.
+
+        Whether sites it joins agree is a question about several sites: see `fused_groups`.
+        """
+        if isinstance(format, Dense):
+            return None if format.dtype in self.dtypes else f"{self.name} takes no tensors in {format.dtype}"
+        kind = {"embedding": "a quantized embedding table", "head": "a quantized output head"}
+        if site.role not in self.roles:
+            return f"{self.name} cannot load {kind.get(site.role, f'a quantized {site.role}')}"
+        stored = network.stored_name(site.parameter)
+        if any(stored in names for names in network.tied):
+            return f"it shares its tensor with the embedding table, which {self.name} needs dense"
+        widths, words = (self.bits, "") if format.symmetric else (self.asymmetric_bits, " with zero points")
+        if not widths:
+            return f"{self.name} cannot load stored zero points"
+        if format.bits not in widths:
+            return f"{self.name} reads codes of {_listed(widths)} bits{words}, not {format.bits}"
+        outputs, inputs = site.shape
+        if format.group_size is not None and inputs % format.group_size:
+            return f"{inputs} inputs do not split into groups of {format.group_size}"
+        if format.group_size is not None and self.group_sizes is not None and format.group_size not in self.group_sizes:
+            return f"{self.name} reads groups of {_listed(self.group_sizes)} or whole rows, not {format.group_size}"
+        if outputs < self.least_outputs or inputs < self.least_inputs:
+            return f"{self.name} needs at least {self.least_outputs} outputs and {self.least_inputs} inputs"
+        if format.scale_dtype not in self.dtypes:
+            return f"{self.name} takes no scales in {format.scale_dtype}"
+        return None
+
+
+def how_to_load(engine: Engine, path: str | Path) -> str:
+    """Write a few lines that a user can paste."""
+    return engine.snippet.format(path=path)
+
+
+def find(name: str) -> Engine:
+    """Look up an engine.
+
+    Raises:
+        UnknownName: there is none.
+    """
+    by_name = {engine.name: engine for engine in ENGINES}
+    if name.lower() in by_name:
+        return by_name[name.lower()]
+    near = difflib.get_close_matches(name.lower(), by_name, n=3, cutoff=0.4) or list(by_name)
+    raise UnknownName(
+        f"no engine is called {name!r}", expected=f"one of {', '.join(by_name)}", mend=f"did you mean {near[0]}?"
+    )
+
+
+def _listed(numbers: frozenset[int]) -> str:
+    *most, last = map(str, sorted(numbers))
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+TRANSFORMERS = Engine(
+    name="transformers",
+    file_format="compressed-tensors",
+    checked_with={"transformers": "5.23.0", "compressed-tensors": "0.20.0"},
+    evidence="loaded",
+    bits=frozenset(range(2, 9)),
+    # Its usual way makes room for zero points as if they were not packed, and then refuses the file. Only
+    # dequantize=True reads them, and only where all sites share one grid, which no mixture does.
+    asymmetric_bits=frozenset(),
+    group_sizes=None,
+    dtypes=frozenset({"float16", "bfloat16", "float32"}),
+    # Its weight initialisation looks for `weight` in every Embedding, and a packed one has none.
+    roles=frozenset({"linear", "head"}),
+    notes=(
+        "needs the packages compressed-tensors (0.18 or newer) and accelerate",
+        "3, 5, 6 and 7 bits are packed without gaps, as compressed-tensors does since 0.18; older ones misread them",
+        "weights are dequantized in memory on the first forward pass: the file is smaller, the process is not",
+        "leave dequantize=False: with True, this version reads every weight with the bits of the first group",
+    ),
+    snippet="""\
+# pip install "transformers>=5.23" "compressed-tensors>=0.18" accelerate
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{path}", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("{path}")
+""",
+)
+
+VLLM = Engine(
+    name="vllm",
+    file_format="compressed-tensors",
+    checked_with={"vllm": "0.33.0"},
+    evidence="read",
+    bits=frozenset({4, 8}),
+    asymmetric_bits=frozenset({4, 8}),
+    group_sizes=frozenset({32, 64, 128}),
+    dtypes=frozenset({"float16", "bfloat16"}),
+    roles=frozenset({"linear"}),
+    # Marlin works on tiles of 64 outputs by 128 inputs. We ask for one whole tile, and that groups divide the inputs;
+    # whether larger sizes must be multiples of the tile differs between versions (recent ones pad with zeros).
+    least_outputs=64,
+    least_inputs=128,
+    fused_groups=True,
+    notes=(
+        "read from its sources, not run here: load the result once before relying on it",
+        "inputs that are no multiple of 128 (such as 576) rely on its kernel padding them; older versions refuse",
+        "weights only: faster where memory bandwidth is the limit, not for large batches",
+    ),
+    snippet="""\
+# pip install vllm
+vllm serve "{path}"
+""",
+)
+
+ENGINES = (TRANSFORMERS, VLLM)

@@ -1,0 +1,181 @@
+"""Carry a plan out, block by block, into the journal: one file of codes a group, and a ledger row a site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from pennyweight import catalogue
+from pennyweight.errors import InvalidFormat, NotPositiveDefinite
+from pennyweight.flow.collect import Collected
+from pennyweight.flow.journal import Journal
+from pennyweight.flow.progress import QUIET, Progress
+from pennyweight.formats import Compressed, Grid, Part
+from pennyweight.methods.quantization import RoundToNearest
+from pennyweight.network.network import Network, Site
+from pennyweight.network.source import check_finite
+from pennyweight.numerics.hashing import of_value
+from pennyweight.numerics.linear import linear
+from pennyweight.numerics.random import stream
+from pennyweight.plan import Plan, Step
+from pennyweight.statistics import Statistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the ledger: what was meant for a site and what became of it.
+
+    Args:
+        site: name.
+        intended: step of the plan.
+        actual: step that was carried out; another one only with a reason.
+        reason: why it differs, or why the site was kept dense.
+        bits: stored bits per weight.
+        error: squared output error over squared output, trace(E gram Eᵀ) / trace(W gram Wᵀ).
+        damping: the method ended with, where it has one.
+        factorisations: it took; 1 means the damping was not raised.
+    """
+
+    site: str
+    intended: str
+    actual: str
+    reason: str = ""
+    bits: float = 0.0
+    error: float = 0.0
+    damping: float = 0.0
+    factorisations: int = 0
+
+
+@dataclass(frozen=True)
+class Applied:
+    """Results of a plan, read from the journal a group at a time.
+
+    Args:
+        journal: where they lie.
+        network: the reference.
+        plan: what was carried out.
+        keys: piece of every compressed site, with its rows in it.
+    """
+
+    journal: Journal
+    network: Network
+    plan: Plan
+    keys: Mapping[str, tuple[str, int, int]]
+
+    def compressed(self, site: Site) -> Compressed:
+        """What became of one site."""
+        key, start, stop = self.keys[site.name]
+        tensors = self.journal.load_tensors(key)
+        grid = self.plan.steps[site.name].stages[0].format
+        part = Part(grid, {name: tensor[start:stop] for name, tensor in tensors.items()})
+        return Compressed((part,), site.shape)
+
+    def ledger(self) -> list[Row]:
+        """A row for every site, kept ones included."""
+        rows = []
+        for site in self.network.sites:
+            if site.name in self.keys:
+                facts = self.journal.facts(self.keys[site.name][0])
+                rows.append(Row(**facts[site.name]))
+            else:
+                reason = self.plan.kept.get(site.name, "the plan names no step for it")
+                rows.append(Row(site=site.name, intended="dense", actual=f"dense {self.plan.dtype}", reason=reason))
+        return rows
+
+
+def apply(
+    plan: Plan, network: Network, collected: Collected, journal: Journal, *, progress: Progress = QUIET
+) -> Applied:
+    """Compress every site of a plan.
+
+    Every group's result is one piece named by its step, so plans that agree on a group share it.
+
+    Args:
+        plan: checked against the network.
+        network: the reference.
+        collected: gram matrices of the edges the sites read.
+        journal: finished groups are not computed again.
+        progress: told about every block.
+    """
+    keys: dict[str, tuple[str, int, int]] = {}
+    with progress.stage("compressing", len(network.blocks)) as advance:
+        for index in range(len(network.blocks)):
+            statistics: dict[str, Statistics] | None = None
+            for group in network.groups():
+                for members, step in _same_step(group, plan):
+                    if members[0].block != index:
+                        continue
+                    names = [site.name for site in members]
+                    key = f"sites/{index:04d}-{of_value([names, step.label(), plan.seed])[:16]}.safetensors"
+                    if not journal.has(key):
+                        statistics = statistics or collected.block(index)
+                        tensors, rows = _compress(members, step, network, statistics, plan.seed)
+                        journal.save_tensors(key, tensors, {row.site: asdict(row) for row in rows})
+                    start = 0
+                    for site in members:
+                        keys[site.name] = (key, start, start + site.shape[0])
+                        start += site.shape[0]
+            advance()
+    return Applied(journal, network, plan, keys)
+
+
+def _same_step(group: tuple[Site, ...], plan: Plan) -> list[tuple[list[Site], Step]]:
+    """Members of a group with a common step: they read one edge, so they can be swept together."""
+    together: dict[str, list[Site]] = {}
+    for site in group:
+        if site.name in plan.steps:
+            together.setdefault(plan.steps[site.name].label(), []).append(site)
+    return [(members, plan.steps[members[0].name]) for members in together.values()]
+
+
+def _compress(
+    members: list[Site], step: Step, network: Network, statistics: Mapping[str, Statistics], seed: int
+) -> tuple[dict[str, Tensor], list[Row]]:
+    weights = []
+    for site in members:
+        weight = network.source.read(network.stored_name(site.parameter)).float()
+        check_finite(site.parameter, weight)
+        weights.append(weight)
+    weight = torch.cat(weights)
+    seen = statistics[members[0].reads]
+    stage = step.stages[0]
+    if not isinstance(stage.format, Grid):
+        raise InvalidFormat(f"{stage.format.label()} is not a grid", site=members[0].name)
+    method = catalogue.find(stage.method, "quantization")
+    generator = stream(seed, members[0].name, stage.method)
+    actual, reason = step.label(), ""
+    try:
+        result = method.compress(weight, seen, stage.format, generator=generator)
+    except NotPositiveDefinite as error:
+        # Not a silent second choice: the ledger shows both, and the measurement counts what it cost.
+        fallback = RoundToNearest()
+        result = fallback.compress(weight, seen, stage.format, generator=generator)
+        actual, reason = f"{fallback.name} {stage.format.label()}", error.happened
+    gram = seen.require_gram()
+    error_rows = _output_square(result.dequantize() - weight, gram)
+    output_rows = _output_square(weight, gram)
+    rows, start = [], 0
+    for site in members:
+        stop = start + site.shape[0]
+        rows.append(
+            Row(
+                site=site.name,
+                intended=step.label(),
+                actual=actual,
+                reason=reason,
+                bits=stage.format.stored_bits(site.shape) / site.elements,
+                error=float(error_rows[start:stop].sum() / output_rows[start:stop].sum().clamp(min=1e-30)),
+                damping=float(result.record.get("damping", 0.0)),
+                factorisations=int(result.record.get("factorisations", 0)),
+            )  # fmt: skip
+        )
+        start = stop
+    return dict(result.parts[0].tensors), rows
+
+
+def _output_square(matrix: Tensor, gram: Tensor) -> Tensor:
+    """Mean square of each output of a matrix."""
+    return linear(matrix, gram).mul_(matrix).sum(1).double()

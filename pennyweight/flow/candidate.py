@@ -1,0 +1,122 @@
+"""One rung of the ladder: a plan, carried out, written, read back bit for bit, and scored from the written files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pennyweight.budget import Measurement
+from pennyweight.corpus import Windows
+from pennyweight.errors import VerificationFailed
+from pennyweight.export import CompressedTensorsSource, write
+from pennyweight.flow import artifact, evidence
+from pennyweight.flow.apply import Applied, apply
+from pennyweight.flow.collect import Collected
+from pennyweight.flow.journal import Journal
+from pennyweight.flow.load import load
+from pennyweight.flow.measure import ReferenceStates, Scorer
+from pennyweight.flow.progress import Progress
+from pennyweight.network.network import Network
+from pennyweight.numerics.hashing import of_value
+from pennyweight.plan import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A plan with its files and its scores on the selection split.
+
+    Args:
+        plan: the recipe.
+        key: of its folder and evidence in the journal.
+        directory: files an engine loads.
+        network: read from those files.
+        hash: of those files.
+        size: of those files, bytes.
+        selection: scores on the selection split, by metric.
+    """
+
+    plan: Plan
+    key: str
+    directory: Path
+    network: Network
+    hash: str
+    size: int
+    selection: Mapping[str, Measurement]
+
+    @property
+    def loss(self) -> float:
+        """Mean rise of the loss on the selection split, nats per token."""
+        return float(self.selection["perplexity"].degradation.mean())
+
+
+def build(
+    plan: Plan,
+    reference: Network,
+    collected: Collected,
+    windows: Windows,
+    journal: Journal,
+    states: ReferenceStates,
+    progress: Progress,
+) -> Candidate:
+    """Apply, write, re-read and score one plan; whatever of it is in the journal already is not done again.
+
+    Raises:
+        VerificationFailed: the written files do not hold what was computed.
+    """
+    key = of_value(plan.to_toml())[:16]
+    directory = journal.directory / "candidates" / key
+    if not journal.has(f"candidates/{key}.json"):
+        applied = apply(plan, reference, collected, journal, progress=progress)
+        with progress.stage("writing", len(reference.source.tensors)) as advance:
+            directory.mkdir(parents=True, exist_ok=True)
+            accounting = write(
+                reference, plan.formats(), applied.compressed, directory, dtype=plan.dtype,
+                on_tensor=lambda _name, _bytes: advance(1),
+            )  # fmt: skip
+            accounting.reconcile()
+            _read_back(directory, applied, reference)
+        facts = {
+            "ledger": [asdict(row) for row in applied.ledger()], "accounting": accounting.to_dict(),
+            "hash": artifact.model_hash(directory), "size": artifact.size_on_disk(directory),
+        }  # fmt: skip
+        journal.save(f"candidates/{key}.json", facts)
+    facts = journal.load(f"candidates/{key}.json")
+    network = load(directory)
+    if not journal.has(f"selection/{key}.json"):
+        scorer = Scorer(reference, network, windows, states)
+        with progress.stage("measuring candidate", len(windows)) as advance:
+            scores = scorer.score(np.arange(len(windows), dtype=np.int64), advance)
+        journal.save(f"selection/{key}.json", evidence.to_values(scores))
+    selection = evidence.from_values(journal.load(f"selection/{key}.json"))
+    return Candidate(plan, key, directory, network, facts["hash"], facts["size"], selection)
+
+
+def facts_of(candidate: Candidate, journal: Journal) -> Any:
+    """Ledger and accounting of a candidate."""
+    return journal.load(f"candidates/{candidate.key}.json")
+
+
+def _read_back(directory: Path, applied: Applied, reference: Network) -> None:
+    """Compare codes, scales and zero points in the files with those computed, bit for bit, by our own reader."""
+    if not applied.keys:
+        return
+    source = CompressedTensorsSource(directory)
+    for site in reference.sites:
+        if site.name not in applied.keys:
+            continue
+        meant, found = applied.compressed(site).parts[0], source.read_part(site.parameter)
+        same = meant.tensors.keys() == found.tensors.keys() and all(
+            torch.equal(tensor, found.tensors[name]) for name, tensor in meant.tensors.items()
+        )
+        if not same or meant.format != found.format:
+            raise VerificationFailed(
+                "the written file does not hold what was computed",
+                expected="equal codes, scales and zero points, bit for bit",
+                mend="report this; the file must not be used",
+                site=site.name,
+            )

@@ -1,0 +1,433 @@
+"""The main job: a model, a text and a budget in; a certified artifact out."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import scipy
+import torch
+import transformers
+
+from pennyweight.budget import Budget, Certificate
+from pennyweight.errors import InfeasibleBudget, InvalidOutput
+from pennyweight.export.engines import find
+from pennyweight.flow import artifact, evidence
+from pennyweight.flow.candidate import Candidate, build, facts_of
+from pennyweight.flow.certify import Judged, certify_candidate
+from pennyweight.flow.collect import collect
+from pennyweight.flow.journal import Journal, open_run
+from pennyweight.flow.load import load
+from pennyweight.flow.make_plan import Planner, check_plan
+from pennyweight.flow.measure import ReferenceStates
+from pennyweight.flow.options import tabulate
+from pennyweight.flow.progress import QUIET, Progress
+from pennyweight.flow.text import Texts, texts
+from pennyweight.methods.certification import FixedSequence
+from pennyweight.network.network import Network
+from pennyweight.numerics.hashing import of_value
+from pennyweight.plan import Plan
+
+VERSION = "0.1.0"
+PROBE = 0.7  # share of the margin the first candidate is planned to spend; it tells what prediction is worth here
+RUNGS = (0.5, 0.7, 0.85)  # shares of the margin, after the probe has corrected the prediction
+HOPELESS = 1.0  # share of the margin above which a rung's selection score makes certifying it a waste
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a run is made; all of it is part of the run's header.
+
+    Args:
+        engine: whose files are written.
+        length: tokens in a window.
+        calibration_windows: shown to methods.
+        selection_windows: on which candidates are compared.
+        fisher_windows: of the backward pass.
+        seed: of every random choice.
+        salt: part of the certification order's seed.
+        allocation: the allocator.
+        method: the quantizer.
+        dtype: of everything dense; None takes the model's own 16-bit type, or float16.
+        threads: of the arithmetic; results are the same only for the same number.
+    """
+
+    engine: str = "transformers"
+    length: int = 256
+    calibration_windows: int = 64
+    selection_windows: int = 32
+    fisher_windows: int = 8
+    seed: int = 0
+    salt: str = ""
+    allocation: str = "integer_program"
+    method: str = "gptq"
+    dtype: str | None = None
+    threads: int = field(default_factory=torch.get_num_threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run ended with.
+
+    Args:
+        out: directory of the artifact.
+        certificate: the claim, whether it holds or not.
+        holds: whether the budget is met: a certified loss, or a size that fits.
+        summary: numbers for people and machines.
+    """
+
+    out: Path
+    certificate: Certificate
+    holds: bool
+    summary: Mapping[str, Any]
+
+
+def compress(
+    model: str | Path,
+    out: str | Path,
+    *,
+    budget: Budget,
+    calibration: str | Path | None = None,
+    held_out: str | Path | None = None,
+    plan: Plan | None = None,
+    settings: Settings | None = None,
+    allow_network: bool = False,
+    progress: Progress = QUIET,
+) -> Outcome:
+    """Compress a model within a budget and certify what it cost.
+
+    Everything is written to `out` + `.run` first; killed at any moment, the same call goes on there and ends with the
+    same bytes. `out` appears when it is complete.
+
+    Args:
+        model: directory, GGUF file, or hub id with `allow_network`.
+        out: directory to make; must not exist or be empty.
+        budget: a rise of perplexity, a size on disk, or bits per weight.
+        calibration: text for methods and search; None for the text every Python carries.
+        held_out: text for the certificate alone; None to keep a part of the other one for it.
+        plan: carry this out instead of searching.
+        settings: everything else.
+        allow_network: whether a hub id may be downloaded.
+        progress: told about every stage.
+
+    Raises:
+        PennyweightError: see `errors`; bad input is refused before any work is done.
+    """
+    settings = settings or Settings()
+    out = Path(out)
+    run = out.with_name(out.name + ".run")
+    done = _finished(out, run)
+    if done is not None:
+        return done
+    started = time.monotonic()
+    find(settings.engine)
+    reference = load(model, allow_network=allow_network)
+    settings = replace(settings, dtype=settings.dtype or _dtype(reference))
+    if plan is not None:
+        check_plan(plan, reference)
+        settings = replace(settings, engine=plan.engine, dtype=plan.dtype, seed=plan.seed)
+    words = texts(
+        reference, calibration, held_out, length=settings.length, count=settings.calibration_windows,
+        selection=settings.selection_windows, seed=settings.seed,
+    )  # fmt: skip
+    header = {
+        "model": reference.source.fingerprint, "texts": words.fingerprints, "budget": asdict(budget),
+        "settings": asdict(settings), "plan": None if plan is None else of_value(plan.to_toml()),
+        "code": artifact.code_hash(), "versions": versions(),
+    }  # fmt: skip
+    torch.set_num_threads(settings.threads)
+    with open_run(run, header) as journal:
+        job = _Job(reference, words, budget, settings, journal, progress)
+        ladder = job.ladder(plan)
+        rungs, judged, best = job.certify(ladder)
+        _check_size(budget, best)
+        summary = job.finish(out, rungs, judged, best, header, time.monotonic() - started)
+    shutil.rmtree(run)
+    return _outcome(out, summary)
+
+
+def make_plan(
+    model: str | Path,
+    *,
+    budget: Budget,
+    work: str | Path,
+    calibration: str | Path | None = None,
+    settings: Settings | None = None,
+    allow_network: bool = False,
+    progress: Progress = QUIET,
+) -> Plan:
+    """What each tensor would become for a budget, from predictions alone; nothing is compressed.
+
+    Args:
+        work: directory for statistics; an interrupted call goes on there.
+    """
+    settings = settings or Settings()
+    reference = load(model, allow_network=allow_network)
+    settings = replace(settings, dtype=settings.dtype or _dtype(reference))
+    words = texts(
+        reference, calibration, None, length=settings.length, count=settings.calibration_windows,
+        selection=settings.selection_windows, seed=settings.seed,
+    )  # fmt: skip
+    header = {
+        "model": reference.source.fingerprint, "texts": words.fingerprints, "settings": asdict(settings),
+        "code": artifact.code_hash(), "versions": versions(),
+    }  # fmt: skip
+    torch.set_num_threads(settings.threads)
+    with open_run(Path(work), header) as journal:
+        job = _Job(reference, words, budget, settings, journal, progress)
+        return job.planner().for_budget(budget, share=PROBE)
+
+
+@dataclass(eq=False)
+class _Job:
+    """The stages of one run."""
+
+    reference: Network
+    words: Texts
+    budget: Budget
+    settings: Settings
+    journal: Journal
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self.collected = collect(
+            self.reference, self.words.calibration, self.journal,
+            fisher_windows=self.settings.fisher_windows, seed=self.settings.seed, progress=self.progress,
+        )  # fmt: skip
+        key = f"reference/{self.reference.source.fingerprint[:16]}"
+        self.selection_states = ReferenceStates(self.journal, f"{key}-{self.words.selection.fingerprint[:16]}")
+        self.certification_states = ReferenceStates(self.journal, f"{key}-{self.words.certification.fingerprint[:16]}")
+
+    def planner(self) -> Planner:
+        """Predict every option, once."""
+        engine = find(self.settings.engine)
+        assert self.settings.dtype is not None
+        table = tabulate(
+            self.reference, self.collected, engine, self.journal,
+            dtype=self.settings.dtype, method=self.settings.method, progress=self.progress,
+        )  # fmt: skip
+        beside = sum(
+            len(content) if isinstance(content, bytes) else content.stat().st_size
+            for content in self.reference.source.auxiliary().values()
+        )
+        return Planner(
+            network=self.reference, table=table, engine=engine, dtype=self.settings.dtype,
+            seed=self.settings.seed, allocation=self.settings.allocation, beside=beside,
+        )  # fmt: skip
+
+    def build(self, plan: Plan) -> Candidate:
+        """Carry one plan out and score it on the selection split."""
+        return build(
+            plan,
+            self.reference,
+            self.collected,
+            self.words.selection,
+            self.journal,
+            self.selection_states,
+            self.progress,
+        )
+
+    def ladder(self, plan: Plan | None) -> list[Candidate]:
+        """Candidates from safe to aggressive, all frozen before the certification split is opened."""
+        if plan is not None:
+            return [self.build(plan)]
+        planner = self.planner()
+        if self.budget.metric != "perplexity":
+            return [self.build(planner.for_budget(self.budget))]
+        probe = self.build(planner.for_budget(self.budget, share=PROBE))
+        # Second-order prediction is off by a factor that all plans near the probe share; the probe measures it.
+        ratio = probe.loss / probe.plan.damage if probe.plan.damage > 0 and probe.loss > 0 else 1.0
+        found = {probe.key: probe}
+        for share in RUNGS:
+            candidate = self.build(planner.for_budget(self.budget, share=share, ratio=ratio))
+            found.setdefault(candidate.key, candidate)
+        ladder = sorted(found.values(), key=lambda candidate: (candidate.loss, -candidate.size))
+        hopeful = [candidate for candidate in ladder if candidate.loss < HOPELESS * self.budget.margin]
+        return _smaller_as_riskier(hopeful) or ladder[:1]
+
+    def certify(self, ladder: list[Candidate]) -> tuple[list[dict[str, Any]], dict[str, Judged], Candidate]:
+        """Walk up the ladder until a rung is not certified; the last one that was is the answer."""
+        judged: dict[str, Judged] = {}
+
+        def certified(candidate: Candidate) -> bool:
+            judged[candidate.key] = certify_candidate(
+                f"certification/{candidate.key}", self.budget, self.reference, candidate.network,
+                self.words.certification, candidate.selection, self.journal, self.certification_states,
+                salt=f"{self.settings.seed} {self.settings.salt}",
+                fingerprints={
+                    "model": self.reference.source.fingerprint, "artifact": candidate.hash,
+                    "plan": of_value(candidate.plan.to_toml()), "code": artifact.code_hash(),
+                    **self.words.fingerprints,
+                },
+                progress=self.progress,
+            )  # fmt: skip
+            return judged[candidate.key].certificate.holds
+
+        best = FixedSequence().last_pass(ladder, certified) or ladder[0]
+        rungs = [self._rung(candidate, judged.get(candidate.key), candidate is best) for candidate in ladder]
+        return rungs, judged, best
+
+    def _rung(self, candidate: Candidate, judged: Judged | None, chosen: bool) -> dict[str, Any]:
+        means = {name: float(m.degradation.mean()) for name, m in candidate.selection.items()}
+        certificate = judged.certificate if judged else None
+        return {
+            "plan": of_value(candidate.plan.to_toml()), "bytes": candidate.size, "chosen": chosen,
+            "predicted_kl": candidate.plan.damage, "selection": means, "bits": _bits(candidate, self.reference),
+            "verdict": certificate.verdict if certificate else "not reached",
+            "holds": bool(certificate and certificate.holds),
+            "bound": certificate.bound if certificate else None,
+            "estimate": certificate.estimate if certificate else None,
+            "scored": certificate.scored if certificate else 0,
+        }  # fmt: skip
+
+    def finish(
+        self,
+        out: Path,
+        rungs: list[dict[str, Any]],
+        judged: Mapping[str, Judged],
+        best: Candidate,
+        header: Mapping[str, Any],
+        seconds: float,
+    ) -> dict[str, Any]:
+        """Put everything beside the chosen candidate's files, seal it, and move it to its place at once."""
+        result = judged[best.key]
+        facts = facts_of(best, self.journal)
+        certificate = result.certificate
+        staged = self.journal.directory / "artifact"
+        if best.directory.exists():
+            shutil.rmtree(staged, ignore_errors=True)
+            best.directory.rename(staged)
+        artifact.write_record(staged, "certificate.json", certificate)
+        artifact.write_record(
+            staged, "evidence.json",
+            {
+                "selection": evidence.to_values(result.selection), "certification": evidence.to_values(result.certification),
+                "salt": f"{self.settings.seed} {self.settings.salt}",
+            },
+        )  # fmt: skip
+        artifact.write_record(staged, "ledger.json", facts["ledger"])
+        artifact.write_record(staged, "accounting.json", facts["accounting"])
+        artifact.write_record(staged, "ladder.json", rungs)
+        artifact.write_record(staged, "run.json", {**header, "source": _source(self.reference)})
+        (staged / artifact.FOLDER / "plan.toml").write_text(best.plan.to_toml(), encoding="utf-8")
+        summary = self._summary(best, result)
+        artifact.write_record(staged, "summary.json", summary)
+        artifact.seal(staged)
+        timing = {
+            "seconds": seconds, "stages": self.progress.seconds,
+            "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {self.settings.threads} threads",
+        }  # fmt: skip
+        artifact.write_record(staged, "timing.json", timing)
+        self.journal.save("done.json", {"out": str(out)})
+        _move(staged, out)
+        return summary
+
+    def _summary(self, best: Candidate, result: Judged) -> dict[str, Any]:
+        certificate, measured = result.certificate, result.certification
+        loss = measured["perplexity"]
+        sixteen = sum(2 * _elements(info.shape) for info in self.reference.source.tensors.values())
+        holds = certificate.holds if self.budget.metric == "perplexity" else True
+        return {
+            "holds": holds, "verdict": certificate.verdict, "statement": certificate.statement,
+            "budget": asdict(self.budget), "model": str(self.reference.source.path.name),
+            "source": _source(self.reference), "engine": self.settings.engine,
+            "bytes_before": self.reference.source.stored_bytes, "bytes_16_bit": sixteen, "bytes_after": best.size,
+            "bits": _bits(best, self.reference),
+            "perplexity_before": _perplexity(loss.reference), "perplexity_after": _perplexity(loss.compressed),
+            "rise": certificate.estimate, "bound": certificate.bound, "confidence": self.budget.confidence,
+            "kl": float(measured["kl"].degradation.mean()),
+            "agreement": 1 - float(measured["disagreement"].degradation.mean()),
+            "scored": certificate.scored, "population": certificate.terms.population,
+        }  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Versions that results may depend on."""
+    return {
+        "pennyweight": VERSION, "python": platform.python_version(), "torch": str(torch.__version__),
+        "transformers": transformers.__version__, "safetensors": safetensors.__version__, "scipy": scipy.__version__,
+    }  # fmt: skip
+
+
+def _smaller_as_riskier(ladder: list[Candidate]) -> list[Candidate]:
+    """Drop rungs that are riskier and yet no smaller than one before."""
+    kept: list[Candidate] = []
+    for candidate in ladder:
+        if not kept or candidate.size < kept[-1].size:
+            kept.append(candidate)
+    return kept
+
+
+def _dtype(network: Network) -> str:
+    """The 16-bit type most weights are in; float16 for wider models and for codes, whose scales are float16 in GGUF."""
+    counts: dict[str, int] = {}
+    for info in network.source.tensors.values():
+        counts[info.dtype] = counts.get(info.dtype, 0) + _elements(info.shape)
+    most = max(counts, key=lambda dtype: counts[dtype])
+    return most if most in ("float16", "bfloat16") else "float16"
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+def _perplexity(losses: Any) -> float:
+    return float(torch.tensor(losses).mean().exp())
+
+
+def _bits(candidate: Candidate, reference: Network) -> float:
+    """Stored bits per weight over all tensors."""
+    weights = sum(_elements(info.shape) for info in reference.source.tensors.values())
+    return 8 * candidate.plan.bytes / weights
+
+
+def _source(network: Network) -> str:
+    return network.source.description
+
+
+def _check_size(budget: Budget, best: Candidate) -> None:
+    if budget.metric == "size" and best.size > budget.at_most:
+        raise InfeasibleBudget(
+            f"the files came out at {best.size} bytes, over the {budget.at_most:.0f} allowed",
+            expected="a prediction that counts headers in full", mend=f"--fit {best.size}B, and report this", site="--fit",
+        )  # fmt: skip
+
+
+def _move(staged: Path, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.exists():
+        out.rmdir()
+    staged.rename(out)
+
+
+def _finished(out: Path, run: Path) -> Outcome | None:
+    """An outcome that a run left just before it was killed; otherwise the output must be free."""
+    marker = run / "done.json"
+    if marker.exists() and (run / "artifact").exists() and not (out.exists() and any(out.iterdir())):
+        _move(run / "artifact", out)
+    if marker.exists() and (out / artifact.SEAL).exists():
+        shutil.rmtree(run)
+        return _outcome(out, artifact.read_record(out, "summary.json"))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InvalidOutput(
+            "the output directory is not empty" if out.is_dir() else "the output is a file",
+            expected="a directory that does not exist yet, or an empty one",
+            mend="choose another --out, or remove it",
+            site=str(out),
+        )
+    return None
+
+
+def _outcome(out: Path, summary: Mapping[str, Any]) -> Outcome:
+    from pennyweight.flow.verify import read_certificate
+
+    return Outcome(out=out, certificate=read_certificate(out), holds=bool(summary["holds"]), summary=summary)

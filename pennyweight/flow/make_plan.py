@@ -1,0 +1,162 @@
+"""From a table of options and a budget to a plan, or to a ladder of plans from safe to aggressive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pennyweight import catalogue
+from pennyweight.budget import Budget
+from pennyweight.errors import InfeasibleBudget, InvalidBudget, InvalidPlan, UnknownName
+from pennyweight.export.engines import Engine, find
+from pennyweight.flow.options import Table
+from pennyweight.formats import Dense, Grid
+from pennyweight.methods.allocation import Limit
+from pennyweight.network.network import Network
+from pennyweight.plan import Plan, plan_of
+
+OVERHEAD = 65_536  # bytes of headers, config and index beside the tensors; the exact number is known once written
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planner:
+    """Everything that stays the same between the rungs of a ladder.
+
+    Args:
+        network: the reference.
+        table: its options.
+        engine: whose files are to be written.
+        dtype: of scales and of everything dense.
+        seed: recorded in the plan.
+        allocation: the allocator's name.
+        beside: bytes of tokenizer and other files that are copied along.
+    """
+
+    network: Network
+    table: Table
+    engine: Engine
+    dtype: str
+    seed: int = 0
+    allocation: str = "integer_program"
+    beside: int = 0
+
+    def within_damage(self, damage: float) -> Plan:
+        """The smallest plan whose predicted KL is at most `damage`, nats per token."""
+        return self._plan(Limit("damage", damage))
+
+    def within_bytes(self, size: int) -> Plan:
+        """The plan of the least predicted damage whose files fit in `size` bytes.
+
+        Raises:
+            InfeasibleBudget: the smallest plan is larger; it says how large.
+        """
+        least = sum(min(option.bytes for option in group) for group in self.table.groups)
+        total = least + self._fixed
+        if total > size:
+            raise InfeasibleBudget(
+                f"no plan of this model for {self.engine.name} fits in {size / 1e6:.3f} MB",
+                expected=f"at least {total / 1e6:.1f} MB, of which {self.table.fixed_bytes / 1e6:.1f} MB are tensors that "
+                f"stay dense and {(self.beside + OVERHEAD) / 1e6:.1f} MB are tokenizer and headers",
+                mend=f"--fit {-(-total // 100_000) / 10:.1f}MB",
+                site="--fit",
+            )
+        return self._plan(Limit("bytes", float(size - self._fixed)))
+
+    def within_bits(self, bits: float) -> Plan:
+        """The plan of the least predicted damage at `bits` stored bits per weight of the sites that are compressed.
+
+        Raises:
+            InfeasibleBudget: the fewest bits possible are more.
+        """
+        weights = sum(self.network.by_name[name].elements for group in self.table.groups for name in group[0].sites)
+        least = 8 * sum(min(option.bytes for option in group) for group in self.table.groups) / max(weights, 1)
+        if least > bits:
+            raise InfeasibleBudget(
+                f"no plan of this model for {self.engine.name} stores {bits:g} bits per weight",
+                expected=f"at least {least:.2f}, scales and zero points included",
+                mend=f"--bits {-(-least * 100 // 1) / 100:.2f}",
+                site="--bits",
+            )
+        return self._plan(Limit("bytes", bits * weights / 8))
+
+    def for_budget(self, budget: Budget, *, share: float = 1.0, ratio: float = 1.0) -> Plan:
+        """The plan for a budget; a perplexity budget is spent up to `share` of it.
+
+        Args:
+            budget: what is allowed.
+            share: of the margin to spend.
+            ratio: rise of log perplexity over predicted KL, measured on the selection split.
+        """
+        if budget.metric == "perplexity":
+            return self.within_damage(share * budget.margin / ratio)
+        if budget.metric == "size":
+            return self.within_bytes(int(budget.at_most))
+        if budget.metric == "bits":
+            return self.within_bits(budget.at_most)
+        raise InvalidBudget(
+            f"no plan can be made for a budget on {budget.metric}", expected="perplexity, size or bits", site="budget"
+        )
+
+    @property
+    def _fixed(self) -> int:
+        return self.table.fixed_bytes + self.beside + OVERHEAD
+
+    def _plan(self, limit: Limit) -> Plan:
+        choices = catalogue.find(self.allocation, "allocation").allocate(self.table.groups, limit)
+        kept = dict(self.table.kept)
+        for option in choices:
+            if isinstance(option.step.stages[0].format, Dense):
+                kept |= dict.fromkeys(option.sites, "the budget allows no change of it")
+        return plan_of(
+            choices, kept=kept, engine=self.engine.name, dtype=self.dtype, seed=self.seed,
+            bytes=self.table.fixed_bytes + sum(option.bytes for option in choices),
+            model=self.network.source.fingerprint,
+        )  # fmt: skip
+
+
+def check_plan(plan: Plan, network: Network, *, site: str = "plan") -> Engine:
+    """Refuse a plan that cannot be carried out on this network, before any work.
+
+    Raises:
+        InvalidPlan: made for another model, names an unknown site or method, gives fused sites different steps, or
+            asks for something the engine or the shape refuses.
+    """
+    remake = "make a new plan with pennyweight plan MODEL"
+    if plan.model != network.source.fingerprint:
+        raise InvalidPlan(
+            f"this plan was made for another model ({plan.model[:12]}…, and this one is {network.source.fingerprint[:12]}…)",
+            expected="the model whose weights and config the plan was made for",
+            mend=remake, site=site,
+        )  # fmt: skip
+    engine = find(plan.engine)
+    sites = network.by_name
+    for name, step in plan.steps.items():
+        if name not in sites:
+            raise InvalidPlan(
+                "the model has no such site", expected="a site that pennyweight inspect lists", mend=remake, site=name
+            )
+        for stage in step.stages:
+            try:
+                catalogue.find(stage.method, "quantization")
+            except UnknownName as error:
+                raise InvalidPlan(error.happened, expected=error.expected, mend=error.mend, site=name) from error
+        if len(step.stages) != 1 or not isinstance(step.stages[0].format, Grid):
+            raise InvalidPlan("only single-stage steps on grids can be written so far", mend="use one stage", site=name)
+        grid = step.stages[0].format
+        if grid.scale_dtype != plan.dtype:
+            raise InvalidPlan(
+                f"scales in {grid.scale_dtype} in a plan of dtype {plan.dtype}",
+                expected="scales in the dtype of the plan", mend=f"add {plan.dtype} to the step, or change dtype", site=name,
+            )  # fmt: skip
+        grid.groups(sites[name].shape[1])
+        reason = engine.refuses(sites[name], grid, network)
+        if reason:
+            raise InvalidPlan(f"{engine.name} refuses {grid.label()}: {reason}", mend="choose another step", site=name)
+    if engine.fused_groups:
+        for group in network.groups():
+            labels = {plan.steps[s.name].label() if s.name in plan.steps else "dense" for s in group}
+            if len(labels) > 1:
+                raise InvalidPlan(
+                    f"{engine.name} fuses {', '.join(s.name for s in group)} and the plan gives them {sorted(labels)}",
+                    expected="one step for all of them", mend="give them the same step", site=group[0].name,
+                )  # fmt: skip
+    return engine

@@ -1,0 +1,143 @@
+"""Score two models on the same windows: the same token ids, float32 throughout, one block in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pennyweight import catalogue
+from pennyweight.budget import Measurement
+from pennyweight.corpus import Windows
+from pennyweight.flow.journal import Journal
+from pennyweight.flow.progress import QUIET, Advance, Progress
+from pennyweight.network.network import Network
+from pennyweight.network.stream import Stream
+
+BATCH_TOKENS = 4096
+ROWS = 128  # positions whose log-probabilities of the whole vocabulary are in memory at once
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceStates:
+    """Last hidden states of the reference model, one file a batch, kept for every candidate.
+
+    They take a thousandth of what its log-probabilities would, and give the very same numbers.
+
+    Args:
+        journal: where they lie.
+        key: folder in it; contains the hashes of model and windows.
+    """
+
+    journal: Journal
+    key: str
+    _where: dict[int, str] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        for path in sorted((self.journal.directory / self.key).glob("*.safetensors")):
+            piece = f"{self.key}/{path.name}"
+            for window in self.journal.facts(piece):
+                self._where[int(window)] = piece
+
+    def get(self, wanted: Sequence[int], windows: Windows, runner: Stream) -> Tensor:
+        """States of some windows `[n, length, size]`; those nobody asked for before are computed in one batch."""
+        # A batch is written at once or not at all, so a resumed run computes in the same batches, to the same bits.
+        missing = [window for window in wanted if window not in self._where]
+        if missing:
+            states = runner.forward(windows.ids[missing])
+            piece = f"{self.key}/{missing[0]:06d}.safetensors"
+            tensors = {str(window): state for window, state in zip(missing, states, strict=True)}
+            self.journal.save_tensors(piece, tensors, missing)
+            self._where.update(dict.fromkeys(missing, piece))
+        loaded = {piece: self.journal.load_tensors(piece) for piece in {self._where[window] for window in wanted}}
+        return torch.stack([loaded[self._where[window]][str(window)] for window in wanted])
+
+
+@dataclass(eq=False)
+class Scorer:
+    """Scores a compressed model against a reference.
+
+    Args:
+        reference: network before.
+        compressed: network after, read from the files a user would ship.
+        windows: text, as token ids.
+        states: of the reference; shared between candidates.
+    """
+
+    reference: Network
+    compressed: Network
+    windows: Windows
+    states: ReferenceStates | None = None
+
+    def __post_init__(self) -> None:
+        self._before, self._after = Stream(self.reference), Stream(self.compressed)
+
+    @property
+    def batch(self) -> int:
+        """Windows scored at once."""
+        return max(1, BATCH_TOKENS // self.windows.ids.shape[1])
+
+    @torch.no_grad()
+    def score(self, order: NDArray[np.int64], advance: Advance = lambda _=1: None) -> dict[str, Measurement]:
+        """Every metric on some windows, in the order given.
+
+        Raises:
+            InvalidMeasurement: a model gives NaN or infinite scores.
+        """
+        metrics = [kind() for kind in catalogue.classes("measurement")]
+        scores: dict[str, list[tuple[float, float]]] = {metric.name: [] for metric in metrics}
+        for start in range(0, len(order), self.batch):
+            chosen = [int(i) for i in order[start : start + self.batch]]
+            ids = self.windows.ids[chosen]
+            before = (
+                self._before.forward(ids)
+                if self.states is None
+                else self.states.get(chosen, self.windows, self._before)
+            )
+            after = self._after.forward(ids)
+            with self._before.end() as finish_before, self._after.end() as finish_after:
+                for window in range(len(chosen)):
+                    sums = {metric.name: [0.0, 0.0] for metric in metrics}
+                    positions = ids.shape[1] - 1  # the last token has no successor
+                    for row in range(0, positions, ROWS):
+                        rows = slice(row, min(row + ROWS, positions))
+                        labels = ids[window, rows.start + 1 : rows.stop + 1]
+                        p = finish_before(before[window, rows]).log_softmax(-1)
+                        q = finish_after(after[window, rows]).log_softmax(-1)
+                        for metric in metrics:
+                            pair = metric.measure(p, q, labels)
+                            for side in (0, 1):
+                                sums[metric.name][side] += float(pair[side].double().sum())
+                    for name, (first, second) in sums.items():
+                        scores[name].append((first / positions, second / positions))
+                    advance(1)
+        return {
+            metric.name: self._measurement(metric.name, metric.unit, scores[metric.name], order) for metric in metrics
+        }
+
+    def _measurement(
+        self, name: str, unit: str, scores: list[tuple[float, float]], order: NDArray[np.int64]
+    ) -> Measurement:
+        columns = np.array(scores, dtype=np.float64).reshape(-1, 2)
+        return Measurement(
+            metric=name, unit=unit, reference=columns[:, 0], compressed=columns[:, 1],
+            windows=order.astype(np.int64), documents=np.asarray(self.windows.documents)[order],
+            tokens=self.windows.ids.shape[1] - 1, fingerprint=self.windows.fingerprint,
+        )  # fmt: skip
+
+
+def measure(
+    reference: Network, compressed: Network, windows: Windows, *, progress: Progress = QUIET
+) -> dict[str, Measurement]:
+    """Score two models on every window of a text.
+
+    Returns:
+        One measurement a metric: `perplexity` (losses in nats), `kl`, `disagreement`.
+    """
+    scorer = Scorer(reference, compressed, windows)
+    with progress.stage("measuring", len(windows.ids)) as advance:
+        return scorer.score(np.arange(len(windows.ids), dtype=np.int64), advance)

@@ -1,0 +1,150 @@
+"""The table an allocation chooses from: for every group, what it could become, at what size and predicted damage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pennyweight import catalogue
+from pennyweight.export import dense_bytes, stored_bytes
+from pennyweight.export.engines import Engine
+from pennyweight.flow.collect import Collected
+from pennyweight.flow.journal import Journal
+from pennyweight.flow.progress import QUIET, Progress
+from pennyweight.formats import Dense, Grid
+from pennyweight.network.network import Network, Site
+from pennyweight.network.source import check_finite
+from pennyweight.plan import Option, Stage, Step
+from pennyweight.statistics import Statistics
+
+# Bits, groups and zero points worth offering: others lie above the lower hull of size and error on every layer we saw.
+BITS = (2, 3, 4, 5, 6, 8)
+GROUPS = (32, 64, 96, 128, 192, None)
+
+
+@dataclass(frozen=True)
+class Table:
+    """What every group could become.
+
+    Args:
+        groups: options of each group; every group can at least stay dense.
+        kept: sites that cannot be compressed for this engine, with the reason.
+        fixed_bytes: size of all tensors that no group decides about.
+    """
+
+    groups: tuple[tuple[Option, ...], ...]
+    kept: Mapping[str, str]
+    fixed_bytes: int
+
+
+def menu(columns: Sequence[int], dtype: str, bits: Sequence[int] = BITS) -> tuple[Grid, ...]:
+    """Grids that divide all of the given input sizes.
+
+    8 and 6 bits are close to lossless, so they get the cheapest metadata; fewer bits get smaller groups too.
+    """
+    grids = []
+    for width in bits:
+        for size in GROUPS:
+            if size is not None and any(count % size for count in columns):
+                continue
+            if size in (96, 192) and all(count % 128 == 0 for count in columns):
+                continue
+            if width >= 6 and size is not None and size < 64:
+                continue
+            if width < 8 and size is None:
+                continue
+            for symmetric in (True, False):
+                if width == 8 and not symmetric:
+                    continue
+                grids.append(Grid(bits=width, group_size=size, symmetric=symmetric, scale_dtype=dtype))
+    return tuple(grids)
+
+
+def tabulate(
+    network: Network,
+    collected: Collected,
+    engine: Engine,
+    journal: Journal,
+    *,
+    dtype: str,
+    method: str = "gptq",
+    progress: Progress = QUIET,
+) -> Table:
+    """Predict size and damage of every option of every group.
+
+    The damage of a change E of a site's weight is ½ Σ_out fisher_out · (E gram Eᵀ)_out,out nats per token: the second
+    order of KL(reference || compressed) with the Kronecker factors of its Hessian, the output factor diagonal.
+
+    Args:
+        network: the reference.
+        collected: gram and fisher of every edge.
+        engine: whose contract the options respect.
+        journal: finished blocks are not computed again.
+        dtype: of scales and of everything dense.
+        method: the quantizer, by name.
+        progress: told about every block.
+    """
+    dense = Dense(dtype=dtype)
+    kept = {}
+    decided: dict[int, list[tuple[Site, ...]]] = {}
+    for group in network.groups():
+        probe = menu([site.shape[1] for site in group], dtype)
+        reasons = [engine.refuses(site, grid, network) for site in group for grid in probe[:1]]
+        if all(site.block is not None for site in group) and any(
+            not _refused(group, g, engine, network) for g in probe
+        ):
+            decided.setdefault(group[0].block or 0, []).append(group)
+        else:
+            why = next((reason for reason in reasons if reason), f"no grid of {engine.name} fits its shape")
+            kept |= {site.name: why for site in group}
+    groups: list[tuple[Option, ...]] = []
+    with progress.stage("predicting options", len(network.blocks)) as advance:
+        for index in range(len(network.blocks)):
+            key = f"options/{index:04d}.json"
+            if not journal.has(key):
+                statistics = collected.block(index)
+                rows = []
+                for group in decided.get(index, []):
+                    grids = [
+                        grid for grid in menu([site.shape[1] for site in group], dtype)
+                        if not _refused(group, grid, engine, network)
+                    ]  # fmt: skip
+                    rows.append(_predict(network, group, grids, statistics, method))
+                journal.save(key, rows)
+            for group, row in zip(decided.get(index, []), journal.load(key), strict=True):
+                names = tuple(site.name for site in group)
+                size = sum(dense.stored_bits(site.shape) for site in group) // 8
+                options = [Option(sites=names, step=Step((Stage("cast", dense),)), bytes=size, damage=0.0)]
+                for label, damage in row:
+                    step = Step.parse(label)
+                    grid = step.stages[0].format
+                    stored = sum(stored_bytes(site.shape, grid, dtype) for site in group)
+                    options.append(Option(sites=names, step=step, bytes=stored, damage=damage))
+                groups.append(tuple(options))
+            advance()
+    decisions = {site.parameter for members in decided.values() for group in members for site in group}
+    fixed = sum(dense_bytes(info, dtype) for name, info in network.source.tensors.items() if name not in decisions)
+    return Table(tuple(groups), kept, fixed)
+
+
+def _refused(group: tuple[Site, ...], grid: Grid, engine: Engine, network: Network) -> bool:
+    return any(engine.refuses(site, grid, network) is not None for site in group)
+
+
+def _predict(
+    network: Network, group: tuple[Site, ...], grids: Sequence[Grid], statistics: Mapping[str, Statistics], method: str
+) -> list[tuple[str, float]]:
+    """Label and damage of one group under each grid."""
+    weights = []
+    for site in group:
+        weight = network.source.read(network.stored_name(site.parameter)).float()
+        check_finite(site.parameter, weight)
+        weights.append(weight)
+    # Sites of a group read one edge, so that one factorisation serves them all.
+    quantizer = catalogue.find(method, "quantization")
+    predicted = quantizer.predict(torch.cat(weights), statistics[group[0].reads], grids)
+    fisher = torch.cat([statistics[site.writes].require_fisher() for site in group])
+    damages = (predicted.double() @ fisher.double() / 2).tolist()
+    return [(f"{method} {grid.label()}", damage) for grid, damage in zip(grids, damages, strict=True)]

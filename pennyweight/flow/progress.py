@@ -1,0 +1,69 @@
+"""Progress on stderr: one bar a stage, with an ETA from the pace of this run; silent when nobody watches."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Advance(Protocol):
+    """Tells a bar that some of its work is done."""
+
+    def __call__(self, amount: float = 1, /) -> None:
+        """Add `amount` to what is done."""
+        ...
+
+
+@dataclass(eq=False)
+class Progress:
+    """Bars, and the seconds each stage took.
+
+    Args:
+        show: whether to draw; when stderr is no terminal, one line a stage is printed instead.
+    """
+
+    show: bool = True
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str, total: float) -> Iterator[Advance]:
+        """One stage of the work with `total` units; yields the function that advances it."""
+        start = time.monotonic()
+        try:
+            if not self.show:
+                yield _ignore
+            elif sys.stderr.isatty():
+                yield from self._bar(name, total)
+            else:
+                yield _ignore
+                print(f"{name}: {time.monotonic() - start:.1f} s", file=sys.stderr)  # noqa: T201
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+
+    def _bar(self, name: str, total: float) -> Iterator[Advance]:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description:<34}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=Console(stderr=True)) as bars:
+            task = bars.add_task(name, total=total)
+
+            def advance(amount: float = 1, /) -> None:
+                bars.advance(task, amount)
+
+            yield advance
+            bars.update(task, completed=total)
+
+
+def _ignore(amount: float = 1, /) -> None:
+    del amount
+
+
+QUIET = Progress(show=False)

@@ -1,0 +1,48 @@
+"""The same option for every group: the baseline of every allocation.
+
+Source: common practice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pennyweight.errors import InfeasibleBudget
+from pennyweight.methods.allocation.limit import Limit
+from pennyweight.plan import Option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform:
+    """The best single step that every group can take; groups that cannot take it keep their safest option."""
+
+    name: ClassVar[str] = "uniform"
+    paper: ClassVar[str] = "common baseline"
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def allocate(self, table: Sequence[Sequence[Option]], limit: Limit) -> tuple[Option, ...]:
+        """One option a group, the same step wherever a group has it.
+
+        Raises:
+            InfeasibleBudget: no step meets the limit.
+        """
+        limit.check_feasible(table)
+        labels = sorted({option.step.label() for options in table for option in options})
+        candidates = [
+            tuple(
+                next((o for o in options if o.step.label() == label), min(options, key=lambda o: o.damage))
+                for options in table
+            )
+            for label in labels
+        ]
+        fitting = [c for c in candidates if sum(limit.cost(o) for o in c) <= limit.at_most]
+        if not fitting:
+            least = min(sum(limit.cost(o) for o in c) for c in candidates)
+            raise InfeasibleBudget(
+                f"no single step keeps {limit.of} at or below {limit.at_most:.6g}",
+                expected=f"at least {least:.6g}",
+                mend="raise the budget, or allocate with integer_program",
+            )
+        return min(fitting, key=lambda c: sum(limit.value(o) for o in c))

@@ -1,0 +1,1 @@
+"""Networks: reading weights, sites and edges, and running block by block."""

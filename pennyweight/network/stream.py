@@ -1,0 +1,200 @@
+"""Run a network one block at a time, with the weights of one block in memory.
+
+The model's own code does everything: to run its beginning, every block is made to record what it is called with and to
+pass its input on; to run its end, the blocks are made to return the hidden states we give them. So masks, position
+embeddings, soft caps and whatever a family does around its blocks need no code here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pennyweight.errors import InvalidModel
+from pennyweight.network.network import Network
+from pennyweight.network.source import check_finite
+from pennyweight.network.trace import skeleton
+from pennyweight.numerics.linear import linear
+
+Hidden = Float[Tensor, "windows length size"]
+
+
+class _Stop(Exception):  # noqa: N818
+    """Raised inside the model's code to leave it early."""
+
+
+@dataclass(eq=False)
+class Stream:
+    """Runs a network block by block.
+
+    Args:
+        network: what to run.
+    """
+
+    network: Network
+    _model: nn.Module = field(init=False)
+    _calls: dict[tuple[int, ...], list[tuple[tuple[Any, ...], dict[str, Any]]]] = field(
+        init=False, default_factory=dict
+    )
+
+    def __post_init__(self) -> None:
+        self._model = skeleton(self.network.source)
+        for module in self._model.modules():
+            if type(module) is nn.Linear:
+                module.forward = _fast_forward(module)  # type: ignore[method-assign]
+
+    @contextmanager
+    def beginning(self) -> Iterator[Callable[[Int[Tensor, "windows length"]], Hidden]]:
+        """Everything before the first block: yields token ids -> hidden states."""
+        blocks = [self._model.get_submodule(block.name) for block in self.network.blocks]
+        as_tuple = self.network.blocks[0].returns_tuple
+        with self._materialised(self._embedding_names()):
+
+            def begin(ids: Int[Tensor, "windows length"]) -> Hidden:
+                hidden: list[Tensor] = []
+                calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+                def record(*args: Any, **kwargs: Any) -> Any:
+                    first, args, kwargs = _take_hidden(args, kwargs)
+                    hidden.append(first)
+                    calls.append((args, kwargs))
+                    if len(calls) == len(blocks):
+                        raise _Stop
+                    return (first,) if as_tuple else first
+
+                with _forwards(dict.fromkeys(blocks, record)):
+                    self._run(ids)
+                self._calls[tuple(ids.shape)] = calls
+                return hidden[0]
+
+            yield begin
+
+    @contextmanager
+    def block(self, index: int) -> Iterator[Callable[[Hidden], Hidden]]:
+        """One block with its weights in memory: yields hidden states -> hidden states.
+
+        `beginning` must have run on ids of the same shape: it records what the block is called with.
+        """
+        block = self.network.blocks[index]
+        module = self._model.get_submodule(block.name)
+        with self._materialised(block.parameters):
+
+            def run(hidden: Hidden) -> Hidden:
+                args, kwargs = self._calls[tuple(hidden.shape[:2])][index]
+                output = module(hidden, *args, **kwargs)
+                result: Tensor = output[0] if isinstance(output, tuple) else output
+                return result
+
+            yield run
+
+    @contextmanager
+    def end(self) -> Iterator[Callable[[Float[Tensor, "tokens size"]], Float[Tensor, "tokens vocabulary"]]]:
+        """Everything after the last block: yields hidden states of single tokens -> logits."""
+        blocks = [self._model.get_submodule(block.name) for block in self.network.blocks]
+        as_tuple = self.network.blocks[0].returns_tuple
+        embedding = self._model.get_input_embeddings()  # type: ignore[operator]
+
+        with self._materialised(self._end_names()):
+
+            def finish(hidden: Float[Tensor, "tokens size"]) -> Float[Tensor, "tokens vocabulary"]:
+                given = hidden[None]
+
+                def answer(*_: Any, **__: Any) -> Any:
+                    return (given,) if as_tuple else given
+
+                # The embedding is not needed: whatever it returns is replaced by what the blocks return.
+                with _forwards({**dict.fromkeys(blocks, answer), embedding: lambda *_, **__: given}):
+                    output = self._model(input_ids=torch.zeros(given.shape[:2], dtype=torch.long), use_cache=False)
+                logits: Tensor = output.logits[0]
+                return logits
+
+            yield finish
+
+    def module(self, name: str) -> nn.Module:
+        """A module of the tree, for hooks."""
+        return self._model.get_submodule(name)
+
+    def forward(self, ids: Int[Tensor, "windows length"]) -> Hidden:
+        """Hidden states after the last block; every block's weights are read once."""
+        with torch.no_grad():
+            with self.beginning() as begin:
+                hidden = begin(ids)
+            for index in range(len(self.network.blocks)):
+                with self.block(index) as run:
+                    hidden = run(hidden)
+        return hidden
+
+    def _run(self, ids: Tensor) -> None:
+        try:
+            self._model(input_ids=ids, use_cache=False)
+        except _Stop:
+            return
+        raise InvalidModel(
+            "the model finished without calling its last block",
+            expected="every block called once a pass",
+            mend="report the architecture",
+            site=str(self.network.source.path),
+        )
+
+    def _embedding_names(self) -> tuple[str, ...]:
+        heads = {site.parameter for site in self.network.sites if site.role == "head"}
+        return tuple(name for name in self.network.outer if name not in heads)
+
+    def _end_names(self) -> tuple[str, ...]:
+        embeddings = {site.parameter for site in self.network.sites if site.role == "embedding"}
+        return tuple(name for name in self.network.outer if name not in embeddings)
+
+    @contextmanager
+    def _materialised(self, names: tuple[str, ...]) -> Iterator[None]:
+        """Read parameters into the module tree as float32; put them back on the meta device afterwards."""
+        source = self.network.source
+        placed: list[tuple[nn.Module, str, nn.Parameter]] = []
+        try:
+            for name in names:
+                path, _, attribute = name.rpartition(".")
+                module = self._model.get_submodule(path)
+                before = getattr(module, attribute)
+                tensor = source.read(self.network.stored_name(name)).float()
+                check_finite(name, tensor)
+                setattr(module, attribute, nn.Parameter(tensor, requires_grad=False))
+                placed.append((module, attribute, before))
+            yield
+        finally:
+            for module, attribute, before in placed:
+                setattr(module, attribute, before)
+
+
+def _fast_forward(module: nn.Linear) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        return linear(x, module.weight, module.bias)
+
+    return forward
+
+
+def _take_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    if args:
+        return args[0], args[1:], kwargs
+    rest = dict(kwargs)
+    return rest.pop("hidden_states"), (), rest
+
+
+@contextmanager
+def _forwards(replacements: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Replace the forward of some modules; attributes that the model's code looks up on them stay."""
+    before = {module: module.__dict__.get("forward") for module in replacements}
+    for module, forward in replacements.items():
+        module.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for module, forward in before.items():
+            if forward is None:
+                del module.forward
+            else:
+                module.forward = forward  # type: ignore[method-assign]

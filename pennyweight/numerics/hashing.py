@@ -1,0 +1,45 @@
+"""Fingerprints: SHA-256 of files, values and tensors, and the one way we write JSON that is hashed."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 22
+
+
+def of_bytes(data: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def of_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def of_tensor(tensor: Tensor) -> str:
+    """SHA-256 of type, shape and bytes."""
+    data = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{data.dtype} {tuple(data.shape)} ".encode())
+    digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def canonical(value: Any) -> bytes:
+    """JSON with sorted keys and one way to write each number; equal values give equal bytes."""
+    return msgspec.json.encode(value, order="sorted")
+
+
+def of_value(value: Any) -> str:
+    """SHA-256 of the canonical JSON of a value."""
+    return of_bytes(canonical(value))

@@ -1,0 +1,37 @@
+"""x Wᵀ in float32 by the fastest exact routine of the machine.
+
+Why: on CPUs where PyTorch's default library leaves AVX-512 unused, oneDNN's float32 product is about twice as fast
+(`benchmarks/linear.py`). Both compute in float32 throughout; no reduced precision is ever asked for.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from jaxtyping import Float
+from torch import Tensor
+
+
+def has_onednn() -> bool:
+    """Whether the oneDNN linear operator is there."""
+    return bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+ONEDNN = has_onednn()
+
+
+def linear(
+    x: Float[Tensor, "*batch n"], weight: Float[Tensor, "out n"], bias: Float[Tensor, " out"] | None = None
+) -> Float[Tensor, "*batch out"]:
+    """x Wᵀ + b; oneDNN on a CPU in float32 when no gradient is wanted, PyTorch's default otherwise."""
+    plain = x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
+    if ONEDNN and plain and not torch.is_grad_enabled():
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return result
+    return F.linear(x, weight, bias)
+
+
+def second_moment(x: Float[Tensor, "tokens n"]) -> Float[Tensor, "n n"]:
+    """Sum of x xᵀ over tokens."""
+    columns = x.T.contiguous()
+    return linear(columns, columns)

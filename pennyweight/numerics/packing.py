@@ -1,0 +1,76 @@
+"""Codes of 2 to 8 bits in 32-bit words, without a bit between them: code i takes bits i·b to i·b+b−1 of its row.
+
+Little end first, so that a row is one stream of bits, and a code may straddle two words. Eight codes of b bits fill b
+bytes exactly, whatever b is; so every width is packed in the same way, a byte at a time, and nothing wider than a byte
+is ever held. Words are looked at as bytes, as on every machine torch is built for: the low byte comes first.
+
+This is the layout of compressed-tensors 0.18 and later. Until 0.17 it kept codes from straddling words, which is the
+same for 2, 4 and 8 bits and different for all others.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int32, UInt8
+from torch import Tensor
+from torch.nn.functional import pad
+
+from pennyweight.errors import InvalidFormat
+
+WIDTHS = range(1, 9)
+
+
+def words_of(columns: int, bits: int) -> int:
+    """Words that a row of so many codes takes: ceil(columns · bits / 32)."""
+    return -(-columns * bits // 32)
+
+
+def pack_int32(codes: UInt8[Tensor, "rows columns"], bits: int) -> Int32[Tensor, "rows words"]:
+    """Pack each row into `words_of(columns, bits)` words; the bits left over are zero.
+
+    Raises:
+        InvalidFormat: a code does not fit into `bits` bits, or `bits` is not 1 to 8.
+    """
+    _check_width(bits)
+    rows, columns = codes.shape
+    if codes.numel() and int(codes.max()) >> bits:
+        raise InvalidFormat(f"a code of {int(codes.max())} in {bits} bits", expected=f"codes below {1 << bits}")
+    octets = -(-columns // 32) * 4  # eight codes each; whole words of every width
+    grouped = pad(codes, (0, 8 * octets - columns)).reshape(rows, octets, 8)
+    stream = torch.zeros(rows, octets, bits, dtype=torch.uint8, device=codes.device)
+    for byte in range(bits):
+        for code in range(8 * byte // bits, (8 * byte + 7) // bits + 1):  # the codes that touch this byte
+            shift = code * bits - 8 * byte
+            piece = grouped[..., code] << shift if shift >= 0 else grouped[..., code] >> -shift
+            stream[..., byte].bitwise_or_(piece)  # what a shift pushes out of the byte is gone
+    return stream.reshape(rows, octets * bits).view(torch.int32)[:, : words_of(columns, bits)].contiguous()
+
+
+def unpack_int32(words: Int32[Tensor, "rows words"], bits: int, columns: int) -> UInt8[Tensor, "rows columns"]:
+    """Restore the codes that `pack_int32` packed.
+
+    Raises:
+        InvalidFormat: a row of `columns` codes takes another number of words, or `bits` is not 1 to 8.
+    """
+    _check_width(bits)
+    rows, count = words.shape
+    if count != words_of(columns, bits):
+        raise InvalidFormat(
+            f"{count} words a row for {columns} codes of {bits} bits",
+            expected=f"{words_of(columns, bits)} words, packed without gaps",
+        )
+    octets = -(-columns // 32) * 4
+    stream = pad(words.contiguous(), (0, octets * bits // 4 - count)).view(torch.uint8).reshape(rows, octets, bits)
+    codes = torch.empty(rows, octets, 8, dtype=torch.uint8, device=words.device)
+    for code in range(8):
+        byte, shift = divmod(code * bits, 8)
+        value = stream[..., byte] >> shift
+        if shift + bits > 8:
+            value |= stream[..., byte + 1] << (8 - shift)
+        codes[..., code] = value & ((1 << bits) - 1)
+    return codes.reshape(rows, 8 * octets)[:, :columns].contiguous()
+
+
+def _check_width(bits: int) -> None:
+    if bits not in WIDTHS:
+        raise InvalidFormat(f"codes of {bits} bits", expected="1 to 8 bits")

@@ -1,0 +1,188 @@
+"""What each tensor becomes, and why: a value that can be printed, saved as TOML, edited and loaded again."""
+
+from __future__ import annotations
+
+import tomllib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import tomli_w
+
+from pennyweight import formats
+from pennyweight.errors import InvalidPlan, UnknownName
+from pennyweight.formats import Dense, Grid
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One method with the format it stores in; `method` is a name, with arguments if any: `gptq(damping=0.02)`."""
+
+    method: str
+    format: Grid | Dense
+
+    def label(self) -> str:
+        """Such as `gptq int4 g64 asym`."""
+        return f"{self.method} {self.format.label()}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What becomes of one site: stages, each working on what the one before it left over."""
+
+    stages: tuple[Stage, ...]
+
+    def label(self) -> str:
+        """Stages joined by ` + `; `parse` reads it back."""
+        return " + ".join(stage.label() for stage in self.stages)
+
+    @classmethod
+    def parse(cls, text: str) -> Step:
+        """Read a label such as `gptq int4 g64 asym`.
+
+        Raises:
+            UnknownName: a format nobody knows.
+            InvalidPlan: no method, or no format.
+        """
+        stages = []
+        for part in text.split(" + "):
+            end = part.find(")")
+            method, _, label = (
+                (part[: end + 1], "", part[end + 1 :].strip()) if end >= 0 else part.strip().partition(" ")
+            )
+            if not method or not label:
+                raise InvalidPlan(
+                    f"cannot read the step {text!r}",
+                    expected="a method and a format, such as 'gptq int4 g64 asym'",
+                    mend="pennyweight list shows every method and format",
+                )
+            stages.append(Stage(method.strip(), formats.parse(label)))
+        return cls(tuple(stages))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One thing a group of sites could become.
+
+    Args:
+        sites: names of the sites it decides for together.
+        step: what each of them becomes.
+        bytes: what all of them then take on disk.
+        damage: predicted rise of KL(reference || compressed), nats per token, were this the only change.
+    """
+
+    sites: tuple[str, ...]
+    step: Step
+    bytes: int
+    damage: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The recipe.
+
+    Args:
+        steps: what each site becomes; sites that are missing stay dense.
+        kept: sites that stay dense, with the reason.
+        engine: whose files are to be written.
+        dtype: of scales and of everything dense.
+        seed: of every random stream.
+        bytes: predicted size of all tensors on disk.
+        damage: predicted KL, nats per token.
+        model: fingerprint of the model it was made for.
+        notes: predicted bytes and damage of each site's group, for people who edit.
+    """
+
+    steps: Mapping[str, Step]
+    kept: Mapping[str, str]
+    engine: str
+    dtype: str
+    seed: int
+    bytes: int
+    damage: float
+    model: str
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def formats(self) -> dict[str, Grid]:
+        """Grid of every site that gets one."""
+        chosen = {name: step.stages[0].format for name, step in self.steps.items()}
+        return {name: format for name, format in chosen.items() if isinstance(format, Grid)}
+
+    def explain(self) -> str:
+        """A table of how many sites get what."""
+        counts = Counter(step.label() for step in self.steps.values())
+        lines = [f"{count:5d} x {label}" for label, count in counts.most_common()]
+        lines += [f"{len(self.kept):5d} x kept dense ({self.dtype})"] if self.kept else []
+        lines.append(f"predicted: {self.bytes / 1e6:.1f} MB, KL {self.damage:.5f} nats per token")
+        return "\n".join(lines)
+
+    def to_toml(self) -> str:
+        """The plan as TOML; comments by the user do not survive a round trip."""
+        head = {
+            "engine": self.engine, "dtype": self.dtype, "seed": self.seed, "bytes": self.bytes,
+            "damage": self.damage, "model": self.model,
+        }  # fmt: skip
+        steps = {
+            name: {"step": step.label(), **({"why": self.notes[name]} if name in self.notes else {})}
+            for name, step in self.steps.items()
+        }
+        header = (
+            "# A Pennyweight plan. Edit the steps and run: pennyweight compress MODEL --out small/ --plan plan.toml\n"
+            "# Sites that share an input (q, k, v; gate, up) must get one step where the engine fuses them.\n"
+        )
+        return header + tomli_w.dumps({"plan": head, "steps": steps, "kept": dict(self.kept)})
+
+    @classmethod
+    def from_toml(cls, text: str, *, site: str = "plan") -> Plan:
+        """Read a plan.
+
+        Raises:
+            InvalidPlan: not TOML, a field missing or of the wrong kind, or a step nobody can read.
+        """
+        try:
+            data = tomllib.loads(text)
+            head, steps = data["plan"], data["steps"]
+            return cls(
+                steps={name: Step.parse(_string(row, name)) for name, row in steps.items()},
+                kept={str(k): str(v) for k, v in data.get("kept", {}).items()},
+                notes={name: row["why"] for name, row in steps.items() if isinstance(row, dict) and "why" in row},
+                engine=str(head["engine"]), dtype=str(head["dtype"]), seed=int(head["seed"]),
+                bytes=int(head["bytes"]), damage=float(head["damage"]), model=str(head["model"]),
+            )  # fmt: skip
+        except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, UnknownName) as error:
+            if isinstance(error, InvalidPlan):
+                raise
+            reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
+            raise InvalidPlan(
+                f"this is not a plan: {reason}",
+                expected="the TOML that `pennyweight plan` writes, with [plan], [steps] and [kept]",
+                mend="make a new one with pennyweight plan MODEL --lose 2% -o plan.toml",
+                site=site,
+            ) from error
+
+
+def _string(row: Any, name: str) -> str:
+    value = row.get("step") if isinstance(row, dict) else row
+    if not isinstance(value, str):
+        raise InvalidPlan(
+            "the step is not a text", expected='{ step = "gptq int4 g64 asym" }', mend="mend this line", site=name
+        )
+    return value
+
+
+def plan_of(choices: Sequence[Option], **rest: Any) -> Plan:
+    """A plan out of one option for every group; options that keep a group dense become no step."""
+    steps = {
+        site: option.step
+        for option in choices
+        for site in option.sites
+        if isinstance(option.step.stages[0].format, Grid)
+    }
+    notes = {
+        site: f"{option.bytes} bytes and {option.damage:.2e} nats per token with {', '.join(option.sites)}"
+        for option in choices
+        for site in option.sites[:1]
+        if site in steps
+    }
+    return Plan(steps=steps, notes=notes, damage=sum(option.damage for option in choices), **rest)

@@ -1,0 +1,99 @@
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from pennyweight.errors import UnknownName
+from pennyweight.export.engines import ENGINES, Engine, find, how_to_load
+from pennyweight.formats import Dense, Grid
+from pennyweight.network.network import Network, Site
+
+UNTIED = cast(Network, SimpleNamespace(tied=(), stored_name=lambda name: name))
+TIED = cast(
+    Network,
+    SimpleNamespace(
+        tied=(("embed.weight", "head.weight"),),
+        stored_name=lambda name: "embed.weight" if name == "head.weight" else name,
+    ),
+)
+
+
+def site(shape: tuple[int, int] = (256, 576), role: str = "linear", name: str = "layer") -> Site:
+    return Site(name=name, block=0, shape=shape, reads="a", writes="b", role=role)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_transformers_takes_every_grid_without_zero_points(bits: int) -> None:
+    engine = find("transformers")
+    for group_size in (None, 32, 48, 576):
+        assert engine.refuses(site(), Grid(bits=bits, group_size=group_size), UNTIED) is None
+    assert "zero points" in str(engine.refuses(site(), Grid(bits=bits, symmetric=False), UNTIED))
+    assert "128" in str(engine.refuses(site(), Grid(bits=bits, group_size=128), UNTIED))
+
+
+@pytest.mark.parametrize(
+    ("grid", "reason"),
+    [
+        (Grid(bits=4, group_size=64), None),
+        (Grid(bits=8), None),
+        (Grid(bits=8, group_size=32, symmetric=False), None),
+        (Grid(bits=3, group_size=64), "codes of 4 or 8 bits, not 3"),
+        (Grid(bits=5, group_size=64, symmetric=False), "codes of 4 or 8 bits with zero points, not 5"),
+        (Grid(bits=4, group_size=96), "groups of 32, 64 or 128 or whole rows, not 96"),
+        (Grid(bits=4, group_size=128), "576 inputs do not split into groups of 128"),
+        (Grid(bits=4, group_size=64, scale_dtype="float32"), "no scales in float32"),
+    ],
+)
+def test_vllm_takes_what_its_kernels_take(grid: Grid, reason: str | None) -> None:
+    refusal = find("vllm").refuses(site(), grid, UNTIED)
+    assert refusal is None if reason is None else reason in str(refusal)
+
+
+def test_vllm_needs_one_whole_tile() -> None:
+    grid = Grid(bits=4, group_size=32)
+    assert find("vllm").refuses(site((64, 128)), grid, UNTIED) is None
+    assert "64 outputs and 128 inputs" in str(find("vllm").refuses(site((32, 128)), grid, UNTIED))
+    assert "64 outputs and 128 inputs" in str(find("vllm").refuses(site((64, 96)), grid, UNTIED))
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: cast(Engine, engine).name)
+def test_embeddings_stay_dense_and_so_does_what_is_tied_to_them(engine: Engine) -> None:
+    grid = Grid(bits=8)
+    assert "embedding" in str(engine.refuses(site(role="embedding", name="embed"), grid, UNTIED))
+    assert engine.refuses(site(role="head", name="head"), grid, TIED)
+    assert engine.refuses(site(role="embedding", name="embed"), Dense(), TIED) is None
+    assert engine.refuses(site(role="linear", name="other"), grid, TIED) is None
+
+
+def test_only_transformers_takes_a_quantized_head() -> None:
+    head = site(role="head", name="head")
+    assert find("transformers").refuses(head, Grid(bits=8), UNTIED) is None
+    assert "output head" in str(find("vllm").refuses(head, Grid(bits=8), UNTIED))
+
+
+def test_only_vllm_joins_sites_and_takes_no_wide_dense_tensors() -> None:
+    assert {engine.name: engine.fused_groups for engine in ENGINES} == {"transformers": False, "vllm": True}
+    assert find("transformers").refuses(site(), Dense(dtype="float32"), UNTIED) is None
+    assert "float32" in str(find("vllm").refuses(site(), Dense(dtype="float32"), UNTIED))
+
+
+def test_names() -> None:
+    assert find("vLLM") is find("vllm")
+    with pytest.raises(UnknownName) as caught:
+        find("transformer")
+    assert "transformers" in caught.value.mend
+    with pytest.raises(UnknownName, match="one of transformers, vllm"):
+        find("zzz")
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: cast(Engine, engine).name)
+def test_every_row_says_how_to_load_and_what_it_was_checked_with(engine: Engine) -> None:
+    assert '"some/small"' in how_to_load(engine, Path("some/small"))
+    assert engine.version.startswith(f"{engine.name} ")
+    assert all(version[0].isdigit() for version in engine.checked_with.values())
+
+
+def test_the_snippet_for_transformers_is_python() -> None:
+    compiled: Any = compile(how_to_load(find("transformers"), "small"), "snippet", "exec")
+    assert "AutoModelForCausalLM" in compiled.co_names
