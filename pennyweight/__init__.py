@@ -1,1 +1,60 @@
-"""Pennyweight makes a network smaller and says, with a stated confidence, how much worse it became."""
+"""Pennyweight makes a network smaller and says, with a stated confidence, how much worse it became.
+
+    import pennyweight as pw
+
+    outcome = pw.compress("model/", "small/", budget=pw.Budget.lose("2%"))
+    print(outcome.certificate.statement)
+
+Names are imported when they are first used: importing the package touches no device and reads no model.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pennyweight.budget import Budget, Certificate, Measurement, Terms
+    from pennyweight.corpus import Windows
+    from pennyweight.flow.collect import Collected
+    from pennyweight.flow.compress import Outcome, Settings, compress
+    from pennyweight.flow.load import load
+    from pennyweight.flow.measure import measure
+    from pennyweight.flow.steps import apply, certify, collect, held_out, make_plan, sample
+    from pennyweight.flow.verify import verify
+    from pennyweight.formats import Compressed, Dense, Grid
+    from pennyweight.network.network import Edge, Network, Site
+    from pennyweight.plan import Option, Plan, Stage, Step
+    from pennyweight.statistics import Statistics
+
+_PLACES = {
+    "pennyweight.budget": ("Budget", "Certificate", "Measurement", "Terms"),
+    "pennyweight.corpus": ("Windows",),
+    "pennyweight.flow.collect": ("Collected",),
+    "pennyweight.flow.compress": ("Outcome", "Settings", "compress"),
+    "pennyweight.flow.load": ("load",),
+    "pennyweight.flow.measure": ("measure",),
+    "pennyweight.flow.steps": ("apply", "certify", "collect", "held_out", "make_plan", "sample"),
+    "pennyweight.flow.verify": ("verify",),
+    "pennyweight.formats": ("Compressed", "Dense", "Grid"),
+    "pennyweight.network.network": ("Edge", "Network", "Site"),
+    "pennyweight.plan": ("Option", "Plan", "Stage", "Step"),
+    "pennyweight.statistics": ("Statistics",),
+}
+_WHERE = {name: module for module, names in _PLACES.items() for name in names}
+
+__all__ = [
+    "Budget", "Certificate", "Collected", "Compressed", "Dense", "Edge", "Grid", "Measurement", "Network", "Option",
+    "Outcome", "Plan", "Settings", "Site", "Stage", "Statistics", "Step", "Terms", "Windows",
+    "apply", "certify", "collect", "compress", "held_out", "load", "make_plan", "measure", "sample", "verify",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -196,7 +196,7 @@ class Certificate:
     Args:
         budget: what was allowed.
         holds: whether the claim is certified.
-        verdict: `certified`, `exact` (every window was scored), `futile`, `exhausted` or `measured` (no claim was made).
+        verdict: `certified`, `exact` (every window was scored), `futile`, `exhausted`, or `measured` (nothing claimed).
         scope: what the claim is about, in words.
         rule: name of the bound.
         terms: fixed before the certification split was opened.

@@ -52,7 +52,7 @@ def find(spec: str | Any, room: str | None = None) -> Any:
             site=room or "",
         )
     kind = known[name]
-    accepted = [p for p in inspect.signature(kind).parameters]
+    accepted = [*inspect.signature(kind).parameters]
     for argument in arguments:
         if argument not in accepted:
             raise UnknownName(

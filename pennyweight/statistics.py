@@ -61,7 +61,7 @@ class Statistics:
             raise MissingStatistics(
                 "no gram matrix was collected on this edge",
                 expected="statistics collected with needs={'gram'}",
-                mend="collect again with the methods of the plan, or choose round_to_nearest for the sites that read it",
+                mend="collect again with the methods of the plan, or choose round_to_nearest for its sites",
                 site=self.edge,
             )
         return self.gram

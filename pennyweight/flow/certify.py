@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pennyweight.budget import Budget, Certificate, Measurement, Terms
+from pennyweight.corpus import Windows
 from pennyweight.flow import evidence
 from pennyweight.flow.journal import Journal
 from pennyweight.flow.measure import ReferenceStates, Scorer
 from pennyweight.flow.progress import QUIET, Progress
-from pennyweight.corpus import Windows
 from pennyweight.methods.certification import certify as judge
 from pennyweight.methods.certification import choose_terms, decide, smallest_margin
 from pennyweight.network.network import Network
@@ -29,13 +29,21 @@ class Judged:
     certification: Mapping[str, Measurement]
 
 
-def terms_for(budget: Budget, pilot: Measurement, population: int) -> Terms:
-    """Fix the terms of a claim from the selection split; without a margin to claim, terms that give a tight bound."""
+def terms_for(budget: Budget, pilot: Measurement, population: int, most: int | None = None) -> Terms:
+    """Fix the terms of a claim from the selection split; without a margin to claim, terms that give a tight bound.
+
+    Args:
+        budget: the claim.
+        pilot: losses on the selection split.
+        population: windows in the certification split.
+        most: windows to score at most; fewer than the terms allow can lose a certificate, never make a false one.
+    """
     x = pilot.degradation
     if budget.metric == "perplexity":
-        return choose_terms(x, budget.margin, confidence=budget.confidence, population=population)
+        terms = choose_terms(x, budget.margin, confidence=budget.confidence, population=population)
+        return terms if most is None else replace(terms, n_max=min(terms.n_max, most))
     alpha = 1 - budget.confidence
-    count = min(UNCLAIMED_WINDOWS, population)
+    count = min(most or UNCLAIMED_WINDOWS, population)
     margin = smallest_margin(x, max(count, 20), alpha)
     terms = choose_terms(x, max(margin, 1e-6), confidence=budget.confidence, population=population)
     return replace(terms, n_max=count)
@@ -53,6 +61,7 @@ def certify_candidate(
     *,
     salt: str,
     fingerprints: Mapping[str, str],
+    most: int | None = None,
     progress: Progress = QUIET,
 ) -> Judged:
     """Score a frozen candidate on the certification split until it is certified, hopeless, or the windows run out.
@@ -68,9 +77,10 @@ def certify_candidate(
         states: of the reference, shared between candidates.
         salt: declared by the user; part of the order's seed.
         fingerprints: hashes of everything, for the certificate.
+        most: windows to score at most.
         progress: told about every window.
     """
-    terms = terms_for(budget, selection["perplexity"], len(windows))
+    terms = terms_for(budget, selection["perplexity"], len(windows), most)
     seed, order = evidence.random_order(len(windows), windows.fingerprint, fingerprints["artifact"], salt)
     scorer = Scorer(reference, candidate, windows, states)
     parts: list[dict[str, Any]] = []

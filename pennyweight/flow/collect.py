@@ -25,8 +25,8 @@ from pennyweight.numerics.linear import second_moment
 from pennyweight.numerics.random import stream
 from pennyweight.statistics import Statistics
 
-BATCH_TOKENS = 2048  # activations of a block at once: large enough for the matrix products, small enough for memory
-HEAD_ROWS = 64  # positions whose logits are in memory at once
+BATCH_TOKENS = 1024  # activations of a block at once: large enough for the matrix products, small enough for memory
+HEAD_ROWS = 32  # positions whose logits are in memory at once
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ def _forward(runner: Stream, windows: Windows, journal: Journal, kept: int, prog
                 journal.save_tensors(f"inputs/{index:04d}.safetensors", {"hidden": before.read(0, kept)})
                 if index == blocks - 1:
                     journal.save_tensors(f"inputs/{blocks:04d}.safetensors", {"hidden": after.read(0, kept)})
-            tensors, counts = {}, {}
+            tensors: dict[str, Tensor] = {}
+            counts: dict[str, int] = {}
             for edge, total in sums.items():
                 tensors |= {f"{edge}|gram": total.gram / total.count, f"{edge}|mean": total.sum / total.count}
                 tensors[f"{edge}|abs_max"] = total.abs_max
@@ -187,11 +188,10 @@ def _backward(runner: Stream, windows: Windows, journal: Journal, kept: int, see
         with torch.no_grad(), runner.beginning() as begin:
             for start, stop in batches(kept, windows.ids.shape[1]):
                 begin(windows.ids[start:stop])
-        if last == blocks:
-            if not journal.has(f"gradients/{blocks:04d}.safetensors"):
-                hidden = journal.load_tensors(f"inputs/{blocks:04d}.safetensors")["hidden"]
-                gradient = _gradient_of_own_samples(runner, hidden, seed)
-                journal.save_tensors(f"gradients/{blocks:04d}.safetensors", {"gradient": gradient})
+        if last == blocks and not journal.has(f"gradients/{blocks:04d}.safetensors"):
+            hidden = journal.load_tensors(f"inputs/{blocks:04d}.safetensors")["hidden"]
+            gradient = _gradient_of_own_samples(runner, hidden, seed)
+            journal.save_tensors(f"gradients/{blocks:04d}.safetensors", {"gradient": gradient})
         for index in range(last - 1, -1, -1):
             hidden = journal.load_tensors(f"inputs/{index:04d}.safetensors")["hidden"]
             gradient = journal.load_tensors(f"gradients/{index + 1:04d}.safetensors")["gradient"]
@@ -232,7 +232,7 @@ def _through_block(runner: Stream, index: int, hidden: Tensor, gradient: Tensor)
     outputs: dict[str, Tensor] = {}
     handles = [
         runner.module(site.name).register_forward_hook(
-            lambda _, __, output, edge=site.writes: outputs.__setitem__(edge, output)  # type: ignore[misc]
+            lambda _, __, output, edge=site.writes: outputs.__setitem__(edge, output)
         )
         for site in sites
     ]

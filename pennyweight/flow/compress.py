@@ -26,7 +26,7 @@ from pennyweight.flow.certify import Judged, certify_candidate
 from pennyweight.flow.collect import collect
 from pennyweight.flow.journal import Journal, open_run
 from pennyweight.flow.load import load
-from pennyweight.flow.make_plan import Planner, check_plan
+from pennyweight.flow.make_plan import Planner, check_plan, usual_dtype
 from pennyweight.flow.measure import ReferenceStates
 from pennyweight.flow.options import tabulate
 from pennyweight.flow.progress import QUIET, Progress
@@ -38,7 +38,7 @@ from pennyweight.plan import Plan
 
 VERSION = "0.1.0"
 PROBE = 0.7  # share of the margin the first candidate is planned to spend; it tells what prediction is worth here
-RUNGS = (0.5, 0.7, 0.85)  # shares of the margin, after the probe has corrected the prediction
+RUNGS = (0.6, 0.8)  # shares of the margin, after the probe has corrected the prediction
 HOPELESS = 1.0  # share of the margin above which a rung's selection score makes certifying it a waste
 
 
@@ -51,6 +51,7 @@ class Settings:
         length: tokens in a window.
         calibration_windows: shown to methods.
         selection_windows: on which candidates are compared.
+        certification_windows: scored at most for one candidate; None for as many as its terms allow.
         fisher_windows: of the backward pass.
         seed: of every random choice.
         salt: part of the certification order's seed.
@@ -64,6 +65,7 @@ class Settings:
     length: int = 256
     calibration_windows: int = 64
     selection_windows: int = 32
+    certification_windows: int | None = None
     fisher_windows: int = 8
     seed: int = 0
     salt: str = ""
@@ -130,7 +132,7 @@ def compress(
     started = time.monotonic()
     find(settings.engine)
     reference = load(model, allow_network=allow_network)
-    settings = replace(settings, dtype=settings.dtype or _dtype(reference))
+    settings = replace(settings, dtype=settings.dtype or usual_dtype(reference))
     if plan is not None:
         check_plan(plan, reference)
         settings = replace(settings, engine=plan.engine, dtype=plan.dtype, seed=plan.seed)
@@ -152,38 +154,6 @@ def compress(
         summary = job.finish(out, rungs, judged, best, header, time.monotonic() - started)
     shutil.rmtree(run)
     return _outcome(out, summary)
-
-
-def make_plan(
-    model: str | Path,
-    *,
-    budget: Budget,
-    work: str | Path,
-    calibration: str | Path | None = None,
-    settings: Settings | None = None,
-    allow_network: bool = False,
-    progress: Progress = QUIET,
-) -> Plan:
-    """What each tensor would become for a budget, from predictions alone; nothing is compressed.
-
-    Args:
-        work: directory for statistics; an interrupted call goes on there.
-    """
-    settings = settings or Settings()
-    reference = load(model, allow_network=allow_network)
-    settings = replace(settings, dtype=settings.dtype or _dtype(reference))
-    words = texts(
-        reference, calibration, None, length=settings.length, count=settings.calibration_windows,
-        selection=settings.selection_windows, seed=settings.seed,
-    )  # fmt: skip
-    header = {
-        "model": reference.source.fingerprint, "texts": words.fingerprints, "settings": asdict(settings),
-        "code": artifact.code_hash(), "versions": versions(),
-    }  # fmt: skip
-    torch.set_num_threads(settings.threads)
-    with open_run(Path(work), header) as journal:
-        job = _Job(reference, words, budget, settings, journal, progress)
-        return job.planner().for_budget(budget, share=PROBE)
 
 
 @dataclass(eq=False)
@@ -267,7 +237,7 @@ class _Job:
                     "plan": of_value(candidate.plan.to_toml()), "code": artifact.code_hash(),
                     **self.words.fingerprints,
                 },
-                progress=self.progress,
+                most=self.settings.certification_windows, progress=self.progress,
             )  # fmt: skip
             return judged[candidate.key].certificate.holds
 
@@ -309,7 +279,8 @@ class _Job:
         artifact.write_record(
             staged, "evidence.json",
             {
-                "selection": evidence.to_values(result.selection), "certification": evidence.to_values(result.certification),
+                "selection": evidence.to_values(result.selection),
+                "certification": evidence.to_values(result.certification),
                 "salt": f"{self.settings.seed} {self.settings.salt}",
             },
         )  # fmt: skip
@@ -322,7 +293,7 @@ class _Job:
         artifact.write_record(staged, "summary.json", summary)
         artifact.seal(staged)
         timing = {
-            "seconds": seconds, "stages": self.progress.seconds,
+            "seconds": seconds, "stages": self.progress.seconds, "peaks": self.progress.peaks,
             "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, {self.settings.threads} threads",
         }  # fmt: skip
@@ -367,15 +338,6 @@ def _smaller_as_riskier(ladder: list[Candidate]) -> list[Candidate]:
     return kept
 
 
-def _dtype(network: Network) -> str:
-    """The 16-bit type most weights are in; float16 for wider models and for codes, whose scales are float16 in GGUF."""
-    counts: dict[str, int] = {}
-    for info in network.source.tensors.values():
-        counts[info.dtype] = counts.get(info.dtype, 0) + _elements(info.shape)
-    most = max(counts, key=lambda dtype: counts[dtype])
-    return most if most in ("float16", "bfloat16") else "float16"
-
-
 def _elements(shape: tuple[int, ...]) -> int:
     return int(torch.Size(shape).numel())
 
@@ -398,7 +360,8 @@ def _check_size(budget: Budget, best: Candidate) -> None:
     if budget.metric == "size" and best.size > budget.at_most:
         raise InfeasibleBudget(
             f"the files came out at {best.size} bytes, over the {budget.at_most:.0f} allowed",
-            expected="a prediction that counts headers in full", mend=f"--fit {best.size}B, and report this", site="--fit",
+            expected="a prediction that counts headers in full", site="--fit",
+            mend=f"--fit {best.size}B, and report this",
         )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""A run's directory: every finished piece of work is a file that appeared at once, so a killed run goes on where it was.
+"""A run's directory: every finished piece of work is a file that appeared at once; a killed run goes on where it was.
 
 A piece is written under a temporary name and renamed. Finding a piece therefore means it is whole. The header holds
 everything that the pieces depend on; a run with another header does not touch them.
@@ -55,9 +55,9 @@ class Journal:
         """Read a value back."""
         return msgspec.json.decode((self.directory / key).read_bytes())
 
-    def save_tensors(self, key: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> None:
+    def save_tensors(self, key: str, tensors: Mapping[str, Tensor], facts: Any = None) -> None:
         """Write tensors, with facts about them as JSON in the file's metadata."""
-        metadata = {"facts": canonical(facts or {}).decode()}
+        metadata = {"facts": canonical({} if facts is None else facts).decode()}
         with self.writing(key) as path:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(path), metadata=metadata)
 
@@ -182,7 +182,7 @@ class Spill:
         """Write windows from `start` on."""
         with disk_errors(self.path), self.path.open("r+b" if self.path.exists() else "w+b") as file:
             file.seek(start * self._row)
-            file.write(memoryview(hidden.detach().contiguous().numpy()).cast("B"))
+            file.write(hidden.detach().contiguous().numpy().data.cast("B"))
 
     def read(self, start: int, stop: int) -> Tensor:
         """Read windows `start` to `stop`."""

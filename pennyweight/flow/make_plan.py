@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from pennyweight import catalogue
@@ -54,8 +55,8 @@ class Planner:
         if total > size:
             raise InfeasibleBudget(
                 f"no plan of this model for {self.engine.name} fits in {size / 1e6:.3f} MB",
-                expected=f"at least {total / 1e6:.1f} MB, of which {self.table.fixed_bytes / 1e6:.1f} MB are tensors that "
-                f"stay dense and {(self.beside + OVERHEAD) / 1e6:.1f} MB are tokenizer and headers",
+                expected=f"at least {total / 1e6:.1f} MB, of which {self.table.fixed_bytes / 1e6:.1f} MB are tensors "
+                f"that stay dense and {(self.beside + OVERHEAD) / 1e6:.1f} MB are tokenizer and headers",
                 mend=f"--fit {-(-total // 100_000) / 10:.1f}MB",
                 site="--fit",
             )
@@ -123,7 +124,7 @@ def check_plan(plan: Plan, network: Network, *, site: str = "plan") -> Engine:
     remake = "make a new plan with pennyweight plan MODEL"
     if plan.model != network.source.fingerprint:
         raise InvalidPlan(
-            f"this plan was made for another model ({plan.model[:12]}…, and this one is {network.source.fingerprint[:12]}…)",
+            f"this plan was made for another model ({plan.model[:12]}…, here {network.source.fingerprint[:12]}…)",
             expected="the model whose weights and config the plan was made for",
             mend=remake, site=site,
         )  # fmt: skip
@@ -145,7 +146,8 @@ def check_plan(plan: Plan, network: Network, *, site: str = "plan") -> Engine:
         if grid.scale_dtype != plan.dtype:
             raise InvalidPlan(
                 f"scales in {grid.scale_dtype} in a plan of dtype {plan.dtype}",
-                expected="scales in the dtype of the plan", mend=f"add {plan.dtype} to the step, or change dtype", site=name,
+                expected="scales in the dtype of the plan", site=name,
+                mend=f"add {plan.dtype} to the step, or change dtype",
             )  # fmt: skip
         grid.groups(sites[name].shape[1])
         reason = engine.refuses(sites[name], grid, network)
@@ -160,3 +162,12 @@ def check_plan(plan: Plan, network: Network, *, site: str = "plan") -> Engine:
                     expected="one step for all of them", mend="give them the same step", site=group[0].name,
                 )  # fmt: skip
     return engine
+
+
+def usual_dtype(network: Network) -> str:
+    """The 16-bit type most weights are in; float16 for wider models and for codes, whose scales are float16 in GGUF."""
+    counts: dict[str, int] = {}
+    for info in network.source.tensors.values():
+        counts[info.dtype] = counts.get(info.dtype, 0) + math.prod(info.shape)
+    most = max(counts, key=lambda dtype: counts[dtype])
+    return most if most in ("float16", "bfloat16") else "float16"

@@ -18,8 +18,8 @@ from pennyweight.flow.progress import QUIET, Advance, Progress
 from pennyweight.network.network import Network
 from pennyweight.network.stream import Stream
 
-BATCH_TOKENS = 4096
-ROWS = 128  # positions whose log-probabilities of the whole vocabulary are in memory at once
+BATCH_TOKENS = 2048
+ROWS = 64  # positions whose log-probabilities of the whole vocabulary are in memory at once
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -24,10 +25,13 @@ class Progress:
 
     Args:
         show: whether to draw; when stderr is no terminal, one line a stage is printed instead.
+        seconds: of each stage so far.
+        peaks: largest resident memory of the process by the end of each stage, bytes.
     """
 
     show: bool = True
     seconds: dict[str, float] = field(default_factory=dict)
+    peaks: dict[str, int] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str, total: float) -> Iterator[Advance]:
@@ -43,6 +47,7 @@ class Progress:
                 print(f"{name}: {time.monotonic() - start:.1f} s", file=sys.stderr)  # noqa: T201
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+            self.peaks[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def _bar(self, name: str, total: float) -> Iterator[Advance]:
         from rich.console import Console

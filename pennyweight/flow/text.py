@@ -1,4 +1,4 @@
-"""The three texts of a run, disjoint by document: what methods see, what the search sees, what only the certificate sees."""
+"""The three texts of a run, disjoint by document: for methods, for the search, and for the certificate alone."""
 
 from __future__ import annotations
 
@@ -86,11 +86,11 @@ def texts(
         require_windows(whole, least, PURPOSE[split])
         cuts[split] = whole
     return Texts(
-        _some(cuts["calibration"], count, seed), _some(cuts["selection"], selection, seed), cuts["certification"]
+        some(cuts["calibration"], count, seed), some(cuts["selection"], selection, seed), cuts["certification"]
     )
 
 
-def _some(windows: Windows, count: int, seed: int) -> Windows:
+def some(windows: Windows, count: int, seed: int) -> Windows:
     """A random choice of windows, in the order of the text; all of them if there are no more."""
     if len(windows) <= count:
         return windows

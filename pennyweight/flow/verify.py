@@ -75,7 +75,8 @@ def verify(directory: str | Path) -> Verified:
     except (PennyweightError, KeyError, TypeError, ValueError) as error:
         raise VerificationFailed(
             f"the evidence does not bear the certificate: {str(error).splitlines()[0]}",
-            expected="evidence as it was written with the certificate", mend="restore it from a copy", site=str(directory),
+            expected="evidence as it was written with the certificate", mend="restore it from a copy",
+            site=str(directory),
         ) from error  # fmt: skip
     _equal("artifact", stored.fingerprints.get("artifact"), artifact.model_hash(directory), directory)
     plan = (directory / artifact.FOLDER / "plan.toml").read_text(encoding="utf-8")
@@ -100,13 +101,14 @@ def _again(stored: Certificate, selection: Any, measured: Any, salt: str) -> Cer
     population = stored.terms.population
     if population is None:
         raise VerificationFailed("a certificate of a corpus needs its number of windows", site="certificate.json")
-    terms = terms_for(stored.budget, selection["perplexity"], population)
+    terms = terms_for(stored.budget, selection["perplexity"], population, stored.terms.n_max)
     loss = measured["perplexity"]
     seed, order = evidence.random_order(population, loss.fingerprint, stored.fingerprints["artifact"], salt)
     if loss.windows.tolist() != order[: len(loss.windows)].tolist():
         raise VerificationFailed(
             "the windows were not scored in the order that the hashes prescribe",
-            expected="a random order that follows from text and artifact", mend="do not rely on it", site="evidence.json",
+            expected="a random order that follows from text and artifact", mend="do not rely on it",
+            site="evidence.json",
         )  # fmt: skip
     if scope_seed(stored.scope) != seed:
         raise VerificationFailed("the scope names another order seed", site="certificate.json")

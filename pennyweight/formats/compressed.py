@@ -14,7 +14,7 @@ from torch import Tensor
 class Format(Protocol):
     """A way to store a tensor, exact to the bit; it says nothing of how the stored numbers were chosen."""
 
-    def decode(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Float[Tensor, "..."]:
+    def decode(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Float[Tensor, ...]:
         """The stored numbers as float32, of the given shape."""
         ...
 
@@ -49,7 +49,7 @@ class Compressed:
     shape: tuple[int, ...]
     record: Mapping[str, Any] = field(default_factory=dict)
 
-    def dequantize(self) -> Float[Tensor, "..."]:
+    def dequantize(self) -> Float[Tensor, ...]:
         """The tensor an engine computes with, in float32."""
         first, *rest = (part.format.decode(part.tensors, self.shape) for part in self.parts)
         for other in rest:

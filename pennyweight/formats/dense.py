@@ -44,7 +44,7 @@ class Dense:
         """Elements times the width of the type."""
         return 8 * DTYPES[self.dtype].itemsize * int(torch.Size(shape).numel())
 
-    def store(self, weight: Float[Tensor, "..."]) -> Part:
+    def store(self, weight: Float[Tensor, ...]) -> Part:
         """Round a tensor to the type.
 
         Raises:
@@ -59,6 +59,6 @@ class Dense:
             )
         return Part(self, {"values": values})
 
-    def decode(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Float[Tensor, "..."]:
+    def decode(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Float[Tensor, ...]:
         """The elements in float32."""
         return tensors["values"].float().reshape(shape)

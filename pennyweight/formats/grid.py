@@ -86,7 +86,8 @@ class Grid:
             return 1
         if columns % self.group_size:
             fitting = [g for g in (32, 48, 64, 96, 128, 192, 256) if columns % g == 0]
-            near = min(fitting, key=lambda g: abs(g - self.group_size)) if fitting and self.group_size else None
+            size = self.group_size
+            near = min(fitting, key=lambda g: abs(g - size)) if fitting else None
             raise InvalidFormat(
                 f"{columns} inputs do not split into groups of {self.group_size} ({columns // self.group_size} groups, "
                 f"{columns % self.group_size} left over)",
@@ -137,12 +138,12 @@ class Grid:
         if not search:
             return self._parameters(low, high)
         narrow = NARROWEST[self.bits]
-        shares = [1 - (1 - narrow) * i / (CANDIDATES - 1) for i in range(CANDIDATES)]
         best = torch.full_like(low, torch.inf)
         scale, zero = self._parameters(low, high)
         buffer = torch.empty_like(w)
-        for share in shares:
-            s, z = self._parameters(low * share, high * share)
+        for i in range(CANDIDATES):
+            share = 1 - (1 - narrow) * i / (CANDIDATES - 1)
+            s, z = self._signed(low, high, share) if self.symmetric else self._parameters(low * share, high * share)
             torch.div(w, s[..., None], out=buffer)
             buffer.round_().add_(z[..., None]).clamp_(0, self.levels - 1).sub_(z[..., None]).mul_(s[..., None])
             buffer.sub_(w).square_()
@@ -156,10 +157,25 @@ class Grid:
 
     def _parameters(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Scale, rounded to the type it is stored in, and zero point, both as float32."""
-        dtype = SCALE_DTYPES[self.scale_dtype]
         top = self.levels - 1
-        scale = (2 * torch.maximum(-low, high) if self.symmetric else high - low) / top
-        scale = scale.to(dtype).float()
+        scale = self._stored((2 * torch.maximum(-low, high) if self.symmetric else high - low) / top)
+        if self.symmetric:
+            return scale, torch.full_like(scale, self.levels // 2)
+        return scale, torch.round(-low / scale).clamp_(0, top)
+
+    def _signed(self, low: Tensor, high: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Scale of either sign, so that the largest weight lands on the one code more that the negative side has.
+
+        On normal data at 4 bits this has an eighth less squared error than a positive scale; engines multiply by the
+        scale and do not mind its sign.
+        """
+        extreme = torch.where(-low > high, low, high)
+        scale = self._stored(-extreme * (share / (self.levels // 2)))
+        return scale, torch.full_like(scale, self.levels // 2)
+
+    def _stored(self, scale: Tensor) -> Tensor:
+        """Round scales to the type they are stored in; none comes out zero or infinite."""
+        scale = scale.to(SCALE_DTYPES[self.scale_dtype]).float()
         if bool(torch.isinf(scale).any()):
             raise InvalidFormat(
                 f"a scale overflows {self.scale_dtype}",
@@ -167,10 +183,7 @@ class Grid:
                 mend="store scales as bfloat16: scale_dtype='bfloat16'",
             )
         # A scale that rounds to nothing (all zeros, or far below the type's range) stores zeros, exactly.
-        scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-        if self.symmetric:
-            return scale, torch.full_like(scale, self.levels // 2)
-        return scale, torch.round(-low / scale).clamp_(0, top)
+        return torch.where(scale == 0, torch.ones_like(scale), scale)
 
     def decode(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Float[Tensor, "out in"]:
         """(codes − zero_point) · scale in float32."""

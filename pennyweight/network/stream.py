@@ -7,6 +7,7 @@ embeddings, soft caps and whatever a family does around its blocks need no code 
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from pennyweight.numerics.linear import linear
 Hidden = Float[Tensor, "windows length size"]
 
 
-class _Stop(Exception):  # noqa: N818
+class _Stop(Exception):
     """Raised inside the model's code to leave it early."""
 
 
@@ -47,7 +48,7 @@ class Stream:
         self._model = skeleton(self.network.source)
         for module in self._model.modules():
             if type(module) is nn.Linear:
-                module.forward = _fast_forward(module)  # type: ignore[method-assign]
+                module.forward = _fast_forward(module)  # type: ignore[method-assign, assignment]
 
     @contextmanager
     def beginning(self) -> Iterator[Callable[[Int[Tensor, "windows length"]], Hidden]]:
@@ -133,7 +134,9 @@ class Stream:
     def _run(self, ids: Tensor) -> None:
         try:
             self._model(input_ids=ids, use_cache=False)
-        except _Stop:
+        except _Stop as stop:
+            # The frames it went through hold activations and weights, in a cycle that only the collector would find.
+            traceback.clear_frames(stop.__traceback__)
             return
         raise InvalidModel(
             "the model finished without calling its last block",
@@ -188,13 +191,13 @@ def _take_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor,
 def _forwards(replacements: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Replace the forward of some modules; attributes that the model's code looks up on them stay."""
     before = {module: module.__dict__.get("forward") for module in replacements}
-    for module, forward in replacements.items():
-        module.forward = forward  # type: ignore[method-assign]
+    for module, replacement in replacements.items():
+        module.forward = replacement
     try:
         yield
     finally:
-        for module, forward in before.items():
-            if forward is None:
+        for module, own in before.items():
+            if own is None:
                 del module.forward
             else:
-                module.forward = forward  # type: ignore[method-assign]
+                module.forward = own

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ def skeleton(source: Source) -> nn.Module:
             mend="check config.json; for a new architecture, a newer transformers may know it",
             site=str(source.path),
         ) from error
-    model.tie_weights()
+    model.tie_weights()  # type: ignore[operator]
     return model.eval().requires_grad_(False)
 
 
@@ -179,8 +180,7 @@ def _blocks(model: nn.Module, calls: list[_Call], source: Source) -> tuple[Block
         members = [by_name.get(f"{name}.{i}") for i in range(len(module))]
         if any(call is None or call.output is None for call in members):
             continue
-        pairs = zip(members[:-1], members[1:], strict=True)
-        if not all(a and b and any(t is a.output for t in b.inputs) for a, b in pairs):
+        if not all(a and b and any(t is a.output for t in b.inputs) for a, b in pairwise(members)):
             continue
         blocks = tuple(
             Block(

@@ -76,6 +76,7 @@ def _factor(damped: Tensor) -> Tensor | None:
     lower, info = torch.linalg.cholesky_ex(damped)
     if int(info) != 0:
         return None
+    upper: Tensor
     upper, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
     if int(info) != 0 or not bool(torch.isfinite(upper).all()):
         return None

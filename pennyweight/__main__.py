@@ -1,0 +1,7 @@
+"""`python -m pennyweight`."""
+
+import sys
+
+from pennyweight.cli import main
+
+sys.exit(main())

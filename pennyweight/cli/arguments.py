@@ -1,0 +1,107 @@
+"""What can be said on the command line; imports nothing but the standard library, so that --help is instant."""
+
+from __future__ import annotations
+
+import argparse
+
+TEXT = "a .txt, .jsonl or folder; without it, the help topics every Python carries"
+
+
+def parser() -> argparse.ArgumentParser:
+    """All verbs and their options."""
+    top = argparse.ArgumentParser(
+        prog="pennyweight",
+        description="Make a neural network smaller, and say with a stated confidence how much worse it became.",
+        epilog="exit codes: 0 within budget, 1 not within budget, 2 misuse",
+    )
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    compress = verbs.add_parser("compress", help="compress a model within a budget and certify what it cost")
+    _model(compress)
+    compress.add_argument(
+        "--out", required=True, metavar="DIR", help="directory to make; a killed run goes on in DIR.run"
+    )
+    _budget(compress, required=False)
+    compress.add_argument("--plan", metavar="FILE", help="carry out this plan instead of searching")
+    compress.add_argument("--held-out", metavar="TEXT", help="text that only the certificate may see")
+    compress.add_argument("--salt", default="", help="declared part of the seed of the certification order")
+    compress.add_argument(
+        "--max-windows", type=int, metavar="N", help="certification windows scored at most, a candidate"
+    )
+    _search(compress)
+    _common(compress)
+
+    plan = verbs.add_parser("plan", help="what each tensor would become and why; nothing is done")
+    _model(plan)
+    _budget(plan, required=True)
+    plan.add_argument("-o", "--output", metavar="FILE", help="where the plan goes; without it, to stdout")
+    plan.add_argument("--work", metavar="DIR", help="keep statistics here, for another plan of the same model")
+    _search(plan)
+    _common(plan)
+
+    inspect = verbs.add_parser("inspect", help="blocks, sites, shapes, tied tensors, and what each engine could take")
+    _model(inspect)
+    _common(inspect)
+
+    measure = verbs.add_parser("measure", help="compare any two models on a text, paired")
+    measure.add_argument("reference", metavar="MODEL", help="the model before")
+    measure.add_argument("compressed", metavar="OTHER", help="the model after")
+    measure.add_argument("--on", metavar="TEXT", help=TEXT)
+    measure.add_argument("--length", type=int, default=256, help="tokens in a window (%(default)s)")
+    measure.add_argument("--max-windows", type=int, metavar="N", help="windows scored at most, chosen at random")
+    measure.add_argument("--confidence", type=float, default=0.95, help="of the approximate interval (%(default)s)")
+    measure.add_argument("--seed", type=int, default=0, help="of the choice of windows (%(default)s)")
+    _common(measure)
+
+    verify = verbs.add_parser("verify", help="check every hash and make the certificate again from its evidence")
+    verify.add_argument("artifact", metavar="DIR", help="an artifact")
+    _common(verify, network=False)
+
+    report = verbs.add_parser("report", help="one self-contained HTML page")
+    report.add_argument("artifact", metavar="DIR", help="an artifact")
+    report.add_argument("-o", "--output", metavar="FILE", help="where it goes (DIR/report.html)")
+    _common(report, network=False)
+
+    listing = verbs.add_parser("list", help="every method: name, room, paper, what it needs; every format and engine")
+    _common(listing, network=False)
+    return top
+
+
+def _model(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "model", metavar="MODEL", help="a Hugging Face directory, a .gguf file, or a hub id with --allow-network"
+    )
+
+
+def _budget(verb: argparse.ArgumentParser, *, required: bool) -> None:
+    group = verb.add_mutually_exclusive_group(required=required)
+    group.add_argument(
+        "--lose", metavar="SHARE", help="smallest model whose perplexity rises by at most this, such as 2%%"
+    )
+    group.add_argument("--fit", metavar="SIZE", help="best model whose files take at most this, such as 120MB")
+    group.add_argument(
+        "--bits", type=float, metavar="B", help="best model at this many stored bits per compressed weight"
+    )
+    verb.add_argument("--confidence", type=float, default=0.95, help="of the certificate (%(default)s)")
+
+
+def _search(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--for", dest="engine", default="transformers", metavar="ENGINE", help="transformers or vllm")
+    verb.add_argument("--calibration", metavar="TEXT", help=TEXT)
+    verb.add_argument("--length", type=int, default=256, help="tokens in a window (%(default)s)")
+    verb.add_argument("--calibration-windows", type=int, default=64, metavar="N", help="shown to methods (%(default)s)")
+    verb.add_argument(
+        "--selection-windows", type=int, default=32, metavar="N", help="candidates are compared on (%(default)s)"
+    )
+    verb.add_argument("--method", default="gptq", help="the quantizer (%(default)s)")
+    verb.add_argument("--allocation", default="integer_program", help="the allocator (%(default)s)")
+    verb.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="of everything that stays dense")
+    verb.add_argument("--seed", type=int, default=0, help="of every random choice (%(default)s)")
+    verb.add_argument("--threads", type=int, help="of the arithmetic; the same bits need the same number")
+
+
+def _common(verb: argparse.ArgumentParser, *, network: bool = True) -> None:
+    verb.add_argument("--json", action="store_true", help="results as JSON on stdout")
+    verb.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    if network:
+        verb.add_argument("--allow-network", action="store_true", help="download a model that is named by its hub id")

@@ -1,0 +1,169 @@
+"""The flow one verb at a time, for people who write Python: plain functions from values to a value.
+
+    network = load("model/")
+    calibration = sample("train.txt", network, count=128, length=512)
+    statistics = collect(network, calibration)
+    plan = make_plan(network, statistics, Budget.lose("2%"))
+    artifact = apply(plan, network, statistics, out="small/")
+    pilot = measure(network, artifact, sample("valid.txt", network))
+    measured = measure(network, artifact, held_out("test.txt", network))
+    certificate = certify(measured, Budget.lose("2%"), pilot=pilot)
+
+`compress` does all of it, with a ladder of plans, a journal and a sealed artifact.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from pennyweight.budget import Budget, Certificate, Measurement
+from pennyweight.corpus import Windows, cut, describe_source, read_documents, require_windows
+from pennyweight.errors import InvalidOutput
+from pennyweight.export import write
+from pennyweight.export.engines import find
+from pennyweight.flow import collect as collecting
+from pennyweight.flow.apply import apply as carry_out
+from pennyweight.flow.artifact import code_hash
+from pennyweight.flow.certify import terms_for
+from pennyweight.flow.collect import Collected
+from pennyweight.flow.journal import Journal, open_run
+from pennyweight.flow.load import load
+from pennyweight.flow.make_plan import Planner, check_plan, usual_dtype
+from pennyweight.flow.options import tabulate
+from pennyweight.flow.progress import QUIET, Progress
+from pennyweight.flow.text import some
+from pennyweight.methods.certification import certify as judge
+from pennyweight.network.network import Network
+from pennyweight.network.tokenizer import load_tokenizer, separator_id
+from pennyweight.plan import Plan
+
+PREDICTED_SHARE = 0.7  # of a perplexity budget that a plan may spend by prediction alone; predictions run low
+
+
+def sample(
+    text: str | Path | None, network: Network, *, count: int = 128, length: int = 256, seed: int = 0,
+    split: str = "calibration",
+) -> Windows:  # fmt: skip
+    """Random windows of a text, as token ids `[count, length]`.
+
+    Args:
+        text: path of a text, or None for the help topics every Python carries.
+        network: whose tokenizer is used.
+        count: windows at most.
+        length: tokens in each.
+        seed: of the choice.
+        split: what they are for; goes into their fingerprint.
+
+    Raises:
+        InvalidText: the text cannot be read, or has not one window.
+    """
+    tokenizer = load_tokenizer(network.source)
+    whole = cut(
+        read_documents(text), tokenizer, length=length, split=split, source=describe_source(text),
+        separator=separator_id(network.source, tokenizer),
+    )  # fmt: skip
+    require_windows(whole, 1, split)
+    return some(whole, count, seed)
+
+
+def held_out(text: str | Path | None, network: Network, *, length: int = 256) -> Windows:
+    """Every window of a text that nothing but a measurement may see."""
+    return sample(text, network, count=1 << 62, length=length, split="certification")
+
+
+def collect(
+    network: Network,
+    calibration: Windows,
+    *,
+    needs: frozenset[str] = frozenset({"gram", "fisher"}),
+    work: str | Path | None = None,
+    seed: int = 0,
+    progress: Progress = QUIET,
+) -> Collected:
+    """Statistics of every edge, on disk in `work`; an interrupted call with the same `work` goes on.
+
+    Raises:
+        InvalidOutput: `work` holds statistics of something else.
+    """
+    directory = Path(work) if work is not None else Path(tempfile.mkdtemp(prefix="pennyweight-"))
+    header = {
+        "model": network.source.fingerprint, "calibration": calibration.fingerprint, "needs": sorted(needs),
+        "seed": seed, "code": code_hash(), "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    with open_run(directory, header) as journal:
+        return collecting.collect(network, calibration, journal, needs=needs, seed=seed, progress=progress)
+
+
+def make_plan(
+    network: Network,
+    statistics: Collected,
+    budget: Budget,
+    *,
+    engine: str = "transformers",
+    dtype: str | None = None,
+    method: str = "gptq",
+    allocation: str = "integer_program",
+    seed: int = 0,
+    share: float = PREDICTED_SHARE,
+    progress: Progress = QUIET,
+) -> Plan:
+    """What each tensor becomes, from predictions alone; nothing is done yet.
+
+    Args:
+        network: the reference.
+        statistics: with gram and fisher.
+        budget: a rise of perplexity, a size, or bits per weight.
+        engine: whose files are to be written.
+        dtype: of scales and of everything dense; None takes the model's own 16-bit type.
+        method: the quantizer.
+        allocation: the allocator.
+        seed: recorded in the plan.
+        share: of a perplexity budget to spend.
+        progress: told about every block.
+
+    Raises:
+        InfeasibleBudget: nothing meets it; says what could be.
+    """
+    contract, dtype = find(engine), dtype or usual_dtype(network)
+    table = tabulate(network, statistics, contract, statistics.journal, dtype=dtype, method=method, progress=progress)
+    planner = Planner(network=network, table=table, engine=contract, dtype=dtype, seed=seed, allocation=allocation)
+    return planner.for_budget(budget, share=share)
+
+
+def apply(
+    plan: Plan, network: Network, statistics: Collected, *, out: str | Path, progress: Progress = QUIET
+) -> Network:
+    """Carry a plan out and write the files an engine loads; nothing is certified.
+
+    Returns:
+        The compressed network, read from the files.
+
+    Raises:
+        InvalidPlan: it does not fit the network or the engine.
+        InvalidOutput: `out` is not empty.
+    """
+    check_plan(plan, network)
+    out = Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise InvalidOutput("the directory is not empty", expected="a new one", mend="choose another", site=str(out))
+    journal: Journal = statistics.journal
+    applied = carry_out(plan, network, statistics, journal, progress=progress)
+    out.mkdir(parents=True, exist_ok=True)
+    write(network, plan.formats(), applied.compressed, out, dtype=plan.dtype).reconcile()
+    return load(out)
+
+
+def certify(measured: Mapping[str, Measurement], budget: Budget, *, pilot: Mapping[str, Measurement]) -> Certificate:
+    """Judge a loss on a text of which every window was scored; terms come from a pilot on other text.
+
+    Raises:
+        InvalidMeasurement: the pilot or the measurement is empty.
+    """
+    loss = measured["perplexity"]
+    terms = terms_for(budget, pilot["perplexity"], len(loss.windows))
+    scope = f"a text of {len(loss.windows)} windows (sha256 {loss.fingerprint[:16]}…)"
+    return judge(loss, budget, terms, scope=scope, fingerprints={"certification": loss.fingerprint})

@@ -1,0 +1,57 @@
+"""The report: an artifact as one page that a manager can read at the top and an engineer to the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pennyweight.errors import InvalidOutput
+from pennyweight.report.page import page
+from pennyweight.report.record import read
+
+NAME = "report.html"
+
+__all__ = ["NAME", "render", "write"]
+
+
+def render(directory: Path) -> str:
+    """Make the page of an artifact: one self-contained HTML file, the same for the same artifact.
+
+    Args:
+        directory: what `pennyweight compress` wrote.
+
+    Raises:
+        VerificationFailed: it holds no certificate, or one of its files was edited.
+    """
+    return str(page(read(Path(directory))))
+
+
+def write(directory: Path, out: Path | None = None) -> Path:
+    """Write the page and return where it is.
+
+    Args:
+        directory: what `pennyweight compress` wrote.
+        out: file to write; `report.html` in the directory by default, the one name its seal leaves free.
+
+    Raises:
+        VerificationFailed: it holds no certificate, or one of its files was edited.
+        InvalidOutput: `out` would be a foreign file among sealed ones, or cannot be written.
+    """
+    directory = Path(directory)
+    home = directory / NAME
+    out = home if out is None else Path(out)
+    if out.resolve() != home.resolve() and out.resolve().is_relative_to(directory.resolve()):
+        raise InvalidOutput(
+            "the artifact is sealed, and another file in it would break the seal",
+            expected=f"{home}, or a file elsewhere",
+            mend="leave the path out",
+            site=str(out),
+        )
+    text = render(directory)
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InvalidOutput(
+            f"the report cannot be written: {error.strerror}", expected="a file in a directory that can be written",
+            mend="choose another path", site=str(out),
+        ) from error  # fmt: skip
+    return out

@@ -1,0 +1,83 @@
+"""Allocators on small tables whose answer is known."""
+
+from __future__ import annotations
+
+import pytest
+
+from pennyweight.errors import InfeasibleBudget
+from pennyweight.formats import Dense, Grid
+from pennyweight.methods.allocation import IntegerProgram, Limit, Uniform
+from pennyweight.plan import Option, Stage, Step
+
+
+def option(group: str, bits: int, size: int, damage: float) -> Option:
+    format = Dense() if bits == 16 else Grid(bits=bits, group_size=64)
+    return Option(
+        sites=(group,), step=Step((Stage("cast" if bits == 16 else "gptq", format),)), bytes=size, damage=damage
+    )
+
+
+TABLE = (
+    (option("a", 16, 100, 0.0), option("a", 8, 50, 0.1), option("a", 4, 25, 1.0)),
+    (option("b", 16, 100, 0.0), option("b", 8, 50, 0.2), option("b", 4, 25, 8.0)),
+)
+
+
+def bits(chosen: tuple[Option, ...]) -> list[int]:
+    return [o.step.stages[0].format.bits if isinstance(o.step.stages[0].format, Grid) else 16 for o in chosen]
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (Limit("bytes", 200), [16, 16]), (Limit("bytes", 150), [8, 16]), (Limit("bytes", 149), [8, 8]),
+        (Limit("bytes", 100), [8, 8]), (Limit("bytes", 75), [4, 8]), (Limit("bytes", 50), [4, 4]),
+        (Limit("damage", 1e-6), [16, 16]), (Limit("damage", 0.15), [8, 16]), (Limit("damage", 0.31), [8, 8]),
+        (Limit("damage", 1.3), [4, 8]), (Limit("damage", 9.1), [4, 4]),
+    ],
+)  # fmt: skip
+def test_integer_program_by_hand(limit: Limit, expected: list[int]) -> None:
+    assert bits(IntegerProgram().allocate(TABLE, limit)) == expected
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [(Limit("bytes", 199), [8, 8]), (Limit("bytes", 99), [4, 4]), (Limit("damage", 0.31), [8, 8]),
+     (Limit("damage", 0.1), [16, 16]), (Limit("damage", 100), [4, 4])],
+)  # fmt: skip
+def test_uniform_by_hand(limit: Limit, expected: list[int]) -> None:
+    assert bits(Uniform().allocate(TABLE, limit)) == expected
+
+
+def test_uniform_keeps_groups_that_lack_the_step_at_their_safest() -> None:
+    table = (TABLE[0], (option("b", 16, 100, 0.0), option("b", 8, 50, 0.2)))
+    assert bits(Uniform().allocate(table, Limit("bytes", 125))) == [8, 8]
+    assert bits(Uniform().allocate((TABLE[0], TABLE[1][:1]), Limit("bytes", 125))) == [4, 16]
+
+
+def test_uniform_may_fail_where_mixing_would_not() -> None:
+    table = (TABLE[0], TABLE[1][:1])
+    with pytest.raises(InfeasibleBudget) as error:
+        Uniform().allocate((*table, (option("c", 8, 10, 0.3), option("c", 3, 5, 0.9))), Limit("damage", 0.1))
+    assert "0.3" in error.value.expected
+
+
+@pytest.mark.parametrize("method", [IntegerProgram(), Uniform()])
+def test_the_least_is_named(method: IntegerProgram | Uniform) -> None:
+    with pytest.raises(InfeasibleBudget, match="at least 50"):
+        method.allocate(TABLE, Limit("bytes", 49))
+
+
+def test_the_order_of_options_does_not_matter() -> None:
+    shuffled = tuple(tuple(reversed(group)) for group in TABLE)
+    for size in (60, 80, 110, 170):
+        first, second = (IntegerProgram().allocate(t, Limit("bytes", size)) for t in (TABLE, shuffled))
+        assert first == second
+
+
+def test_tiny_damages_are_told_apart() -> None:
+    """Damages of 1e-9 nats are small for the solver's tolerances, not for us."""
+    table = tuple(
+        tuple(option(f"s{i}", b, s, d * 1e-9) for b, s, d in ((16, 100, 0.0), (8, 50, 1.0 + i))) for i in range(4)
+    )
+    assert bits(IntegerProgram().allocate(table, Limit("damage", 3.5e-9))) == [8, 8, 16, 16]
