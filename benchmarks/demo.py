@@ -19,7 +19,10 @@ if __name__ == "__main__":
     print("Smallest files within a 2 % rise of perplexity, certified at 95 % confidence:\n")
     sys.exit(
         main(
-            ["compress", str(embedded_default()), "--out", str(OUT), "--lose", "2%", "--calibration-windows", "32"]
-            + ["--selection-windows", "16", "--max-windows", "128", *sys.argv[1:]]
+            [
+                *("compress", str(embedded_default()), "--out", str(OUT), "--lose", "2%"),
+                *("--calibration-windows", "32", "--selection-windows", "16", "--max-windows", "128"),
+                *sys.argv[1:],
+            ]
         )
     )

@@ -21,7 +21,7 @@ from pennyweight.flow.journal import Journal, Spill
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.network.network import Network, Site
 from pennyweight.network.stream import Stream
-from pennyweight.numerics.linear import second_moment
+from pennyweight.numerics.linear import add_second_moment
 from pennyweight.numerics.random import stream
 from pennyweight.statistics import Statistics
 
@@ -147,7 +147,7 @@ class _Sums:
 
     def add(self, x: Tensor) -> None:
         x = x.reshape(-1, x.shape[-1])
-        self.gram += second_moment(x)
+        add_second_moment(self.gram, x)
         self.sum += x.sum(0)
         self.abs_max = torch.maximum(self.abs_max, x.abs().amax(0))
         self.count += len(x)

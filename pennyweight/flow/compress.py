@@ -25,7 +25,7 @@ from pennyweight.flow.candidate import Candidate, build, facts_of
 from pennyweight.flow.certify import Judged, certify_candidate
 from pennyweight.flow.collect import collect
 from pennyweight.flow.journal import Journal, open_run
-from pennyweight.flow.load import load
+from pennyweight.flow.load import check_weights, load
 from pennyweight.flow.make_plan import Planner, check_plan, usual_dtype
 from pennyweight.flow.measure import ReferenceStates
 from pennyweight.flow.options import tabulate
@@ -146,7 +146,10 @@ def compress(
         "code": artifact.code_hash(), "versions": versions(),
     }  # fmt: skip
     torch.set_num_threads(settings.threads)
+    if not (run / "weights-checked.json").exists():
+        check_weights(reference, progress)
     with open_run(run, header) as journal:
+        journal.save("weights-checked.json", {})
         job = _Job(reference, words, budget, settings, journal, progress)
         ladder = job.ladder(plan)
         rungs, judged, best = job.certify(ladder)

@@ -5,9 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from pennyweight.export import CompressedTensorsSource, is_compressed_tensors
+from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.network.network import Network
-from pennyweight.network.source import open_source
+from pennyweight.network.source import check_finite, open_source
 from pennyweight.network.trace import load_network
+
+
+def check_weights(network: Network, progress: Progress = QUIET) -> None:
+    """Read every tensor once and refuse NaN and infinity, before any work rests on them.
+
+    Raises:
+        InvalidWeights: names the tensor.
+    """
+    with progress.stage("checking weights", network.source.stored_bytes) as advance:
+        for name, info in network.source.tensors.items():
+            check_finite(name, network.source.read(name))
+            advance(info.bytes)
 
 
 def load(model: str | Path, *, allow_network: bool = False) -> Network:

@@ -43,7 +43,8 @@ def menu(columns: Sequence[int], dtype: str, bits: Sequence[int] = BITS) -> tupl
     """Grids that divide all of the given input sizes, as coarse as their width allows.
 
     Scales cost half a bit a weight in groups of 32 and an eighth in groups of 128. From 6 bits on another bit is
-    cheaper than small groups; at 8 bits one scale a row is enough. Groups of 96 and 192 are for widths 128 does not divide.
+    cheaper than small groups; at 8 bits one scale a row is enough. Groups of 96 and 192 are for widths that 128 does
+    not divide.
     """
     grids = []
     for width in bits:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from pennyweight.errors import NotPositiveDefinite
@@ -28,16 +28,17 @@ class Factor:
     attempts: int
 
 
-def inverse_cholesky(gram: Float[Tensor, "n n"], damping: float) -> Factor:
+def inverse_cholesky(gram: Float[Tensor, "n n"], damping: float, order: Int64[Tensor, " n"] | None = None) -> Factor:
     """Factor the inverse of the damped gram matrix, raising the damping tenfold as long as it has no factor.
 
     The first attempt is in float32; every later one in float64, so that damping is raised for the matrix's sake and not
-    for the arithmetic's. Inputs that are never active (a zero on the diagonal) get a one there: their columns then
-    neither receive nor pass on any error.
+    for the arithmetic's. Inputs that are never active (a zero on the diagonal) get the mean of the diagonal there:
+    their columns then neither receive nor pass on any error. At most two matrices beside the argument are in memory.
 
     Args:
         gram: symmetric, mean of x xᵀ.
         damping: share of mean(diag(gram)) added to the diagonal, > 0.
+        order: factor the matrix with rows and columns in this order; as they are, by default.
 
     Raises:
         NotPositiveDefinite: no factor even with the mean of the diagonal added in full, or gram is not finite.
@@ -49,17 +50,12 @@ def inverse_cholesky(gram: Float[Tensor, "n n"], damping: float) -> Factor:
             expected="finite calibration activations",
             mend="look at the calibration text and at the weights before this site",
         )
-    dead = diagonal <= 0
-    level = float(diagonal[~dead].double().mean()) if bool((~dead).any()) else 1.0
+    alive = diagonal > 0
+    level = float(diagonal[alive].double().mean()) if bool(alive.any()) else 1.0
     share, dtype, attempts = damping, torch.float32, 0
     while share <= LARGEST_DAMPING * (1 + 1e-9):
         attempts += 1
-        damped = gram.to(dtype, copy=True)
-        damped.diagonal().add_(
-            torch.where(dead, torch.full_like(diagonal, level), torch.zeros_like(diagonal)).to(dtype)
-        )
-        damped.diagonal().add_(share * level)
-        upper = _factor(damped)
+        upper = _factor(gram, order, dtype, share * level, level)
         if upper is not None:
             return Factor(upper.float(), share, attempts)
         if dtype == torch.float64:
@@ -72,12 +68,18 @@ def inverse_cholesky(gram: Float[Tensor, "n n"], damping: float) -> Factor:
     )
 
 
-def _factor(damped: Tensor) -> Tensor | None:
+def _factor(gram: Tensor, order: Tensor | None, dtype: torch.dtype, added: float, level: float) -> Tensor | None:
+    damped = gram.to(dtype, copy=True) if order is None else gram[order[:, None], order].to(dtype)
+    diagonal = damped.diagonal()
+    diagonal.add_((diagonal <= 0).to(dtype) * level).add_(added)
     lower, info = torch.linalg.cholesky_ex(damped)
+    del damped, diagonal
     if int(info) != 0:
         return None
+    inverse = torch.cholesky_inverse(lower)
+    del lower
     upper: Tensor
-    upper, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-    if int(info) != 0 or not bool(torch.isfinite(upper).all()):
+    upper, info = torch.linalg.cholesky_ex(inverse, upper=True)
+    if int(info) != 0 or not bool(torch.isfinite(upper.sum())):
         return None
     return upper

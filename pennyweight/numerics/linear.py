@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float
 from torch import Tensor
 
+ROWS = 1024  # rows of a second moment computed at once
 ONEDNN = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -25,7 +26,11 @@ def linear(
     return F.linear(x, weight, bias)
 
 
-def second_moment(x: Float[Tensor, "tokens n"]) -> Float[Tensor, "n n"]:
-    """Sum of x xᵀ over tokens."""
+def add_second_moment(total: Float[Tensor, "n n"], x: Float[Tensor, "tokens n"]) -> None:
+    """Add the sum of x xᵀ over tokens to `total`, in place, some rows at a time: no second matrix of its size.
+
+    The lower triangle is computed too: on two cores, products of half the size cost more than they save.
+    """
     columns = x.T.contiguous()
-    return linear(columns, columns)
+    for start in range(0, len(total), ROWS):
+        total[start : start + ROWS] += linear(columns[start : start + ROWS], columns)

@@ -53,7 +53,7 @@ class GPTQ:
         gram = statistics.require_gram()
         scales = self._scales(weight, gram, format)
         order = gram.diagonal().argsort(descending=True, stable=True)  # most active inputs first
-        factor = inverse_cholesky(gram[order][:, order], self.damping)
+        factor = inverse_cholesky(gram, self.damping, order)
         U = factor.upper
         W = weight.float().T[order].contiguous()  # [in, out]: a copy, arguments are never written to
         columns = scales.columns(len(W))
@@ -81,7 +81,7 @@ class GPTQ:
         gram = statistics.require_gram()
         order = gram.diagonal().argsort(descending=True, stable=True)
         share = torch.empty(len(order))
-        share[order] = inverse_cholesky(gram[order][:, order], self.damping).upper.diagonal().square().reciprocal()
+        share[order] = inverse_cholesky(gram, self.damping, order).upper.diagonal().square().reciprocal()
         predicted = []
         for format in formats:
             scales = self._scales(weight, gram, format)

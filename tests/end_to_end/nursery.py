@@ -1,0 +1,105 @@
+"""Imports the program once and forks a child for every run that is asked for, one JSON line a request.
+
+A request: `arguments` of the command line, files for `stdout` and `stderr`, and accidents that are to happen:
+
+    kill_at       the child kills itself (SIGKILL) right before its n-th change of a file in the run or output directory
+    full_at       from the n-th file it opens for writing there on, the disk is full (ENOSPC)
+    file_limit    no file can become larger than this many bytes (EFBIG), whoever writes it
+    count_to      when it ends, it writes how many changes there were to stderr
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import signal
+import sys
+from typing import Any
+
+CHANGES = frozenset({"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"})
+
+
+def main() -> None:
+    import torch
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    import pennyweight.cli.verbs  # noqa: F401
+
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            answer = {"code": os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])}
+        else:
+            sys.stdout.flush()
+            pid = os.fork()
+            if pid == 0:
+                child(request)
+            answer = {"pid": pid}
+        print(json.dumps(answer), flush=True)
+
+
+def child(request: dict[str, Any]) -> None:
+    """Never returns."""
+    code = 70
+    try:
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            file = os.open(request[name], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+            os.dup2(file, number)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        changes = arrange_accidents(request)
+        if "file_limit" in request:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"], request["file_limit"]))
+        from pennyweight.cli import main as run
+
+        try:
+            code = run(request["arguments"])
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        if "count_to" in request:
+            print(f"\nchanges: {changes[0]}", file=sys.stderr)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        code = 71
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def arrange_accidents(request: dict[str, Any]) -> list[int]:
+    """Watch every change of a file, as the interpreter reports it before it happens."""
+    counts = [0, 0]
+    kill_at, full_at, mark = request.get("kill_at"), request.get("full_at"), request.get("mark", "small")
+
+    def watch(event: str, values: tuple[Any, ...]) -> None:
+        opened = event == "open" and writes(values)
+        if not opened and event not in CHANGES:
+            return
+        if mark not in os.fsdecode(values[0]) if isinstance(values[0], str | bytes | os.PathLike) else True:
+            return
+        counts[0] += 1
+        if counts[0] == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if opened:
+            counts[1] += 1
+            if full_at is not None and counts[1] >= full_at:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fsdecode(values[0]))
+
+    sys.addaudithook(watch)
+    return counts
+
+
+def writes(values: tuple[Any, ...]) -> bool:
+    _, mode, flags = values
+    return (isinstance(mode, str) and any(c in mode for c in "wax+")) or bool(flags & (os.O_WRONLY | os.O_RDWR))
+
+
+if __name__ == "__main__":
+    main()
