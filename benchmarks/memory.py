@@ -97,7 +97,7 @@ def main() -> None:
     row = {
         "model_float32_mb": arguments.blocks * block / 1e6, "model_on_disk_mb": arguments.blocks * block / 2e6,
         "block_mb": block / 1e6, "statistics_mb": statistics / 1e6, "allowed_mb": allowed / 1e6, "used_mb": used / 1e6,
-        "model_over_block": arguments.blocks, "model_over_used": arguments.blocks * block / used, "within": used <= allowed,
+        "model_over_used": arguments.blocks * block / used, "within": used <= allowed,
         "stages_mb": {k: (v - result["base"]) / 1e6 for k, v in result["stages"].items()}, "seconds": result["seconds"],
     }  # fmt: skip
     print(json.dumps(row, indent=1))

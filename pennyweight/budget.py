@@ -90,7 +90,7 @@ class Budget:
         match = re.fullmatch(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*([A-Za-z]*)\s*", text)
         number = _number(match.group(1)) if match else None
         unit = match.group(2).upper() or "B" if match else ""
-        if number is None or unit not in UNITS or number <= 0:
+        if number is None or unit not in UNITS or not 0 < number * UNITS[unit] < math.inf:
             raise InvalidBudget(
                 f"cannot read {text!r} as a size",
                 expected=f"a number above zero and one of {', '.join(UNITS)}",

@@ -53,6 +53,10 @@ class InvalidFormat(PennyweightError, ValueError):
     """A storage format does not fit the tensor, or its parameters contradict each other."""
 
 
+class InvalidMethod(PennyweightError, ValueError):
+    """A method's argument is outside its range."""
+
+
 class InvalidBudget(PennyweightError, ValueError):
     """A budget that means nothing: negative, without a unit, or a confidence outside (0, 1)."""
 

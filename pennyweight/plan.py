@@ -11,7 +11,7 @@ from typing import Any
 import tomli_w
 
 from pennyweight import formats
-from pennyweight.errors import InvalidPlan, UnknownName
+from pennyweight.errors import InvalidPlan
 from pennyweight.formats import Dense, Grid
 
 
@@ -47,7 +47,7 @@ class Step:
         """
         stages = []
         for part in text.split(" + "):
-            end = part.find(")")
+            end = part.rfind(")")
             method, _, label = (
                 (part[: end + 1], "", part[end + 1 :].strip()) if end >= 0 else part.strip().partition(" ")
             )
@@ -150,7 +150,7 @@ class Plan:
                 engine=str(head["engine"]), dtype=str(head["dtype"]), seed=int(head["seed"]),
                 bytes=int(head["bytes"]), damage=float(head["damage"]), model=str(head["model"]),
             )  # fmt: skip
-        except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, UnknownName) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:  # TOML errors are values
             if isinstance(error, InvalidPlan):
                 raise
             reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]

@@ -14,7 +14,7 @@ from typing import Any
 from jaxtyping import install_import_hook
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests find `reference`, whatever way pytest was started
-import reference.typechecker  # noqa: E402
+import reference.typechecker  # noqa: F401
 
 TENSORS = ["numerics", "formats", "statistics", "methods.quantization", "methods.measurement", "network.stream"]
 # Before anything imports the package. Where values and not tensors flow, mypy has checked all there is to check.
@@ -59,7 +59,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def build(config: dict[str, Any]) -> nn.Module:
-    """A causal language model of this configuration with random weights, float32, in evaluation mode."""
+    """Build a causal language model of this configuration with random weights, float32, in evaluation mode."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.random.fork_rng():  # transformers draws first weights from the global stream; ours replace them all
@@ -103,7 +103,7 @@ def random_windows(count: int, length: int, *, vocabulary: int = 256, seed: int 
 
 @pytest.fixture(scope="session")
 def model_of() -> Callable[[str], nn.Module]:
-    """The model of a family, as transformers runs it; built once. Do not write to it."""
+    """Get the model of a family, as transformers runs it; built once. Do not write to it."""
     built: dict[str, nn.Module] = {}
 
     def get(family: str) -> nn.Module:
@@ -118,7 +118,7 @@ def model_of() -> Callable[[str], nn.Module]:
 def directory_of(
     model_of: Callable[[str], nn.Module], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
-    """The directory the model of a family was saved to; saved once. Do not write to it."""
+    """Get the directory the model of a family was saved to; saved once. Do not write to it."""
     saved: dict[str, Path] = {}
 
     def get(family: str) -> Path:
@@ -131,7 +131,7 @@ def directory_of(
 
 @pytest.fixture(scope="session")
 def network_of(directory_of: Callable[[str], Path]) -> Callable[[str], Network]:
-    """The traced network of a family; traced once."""
+    """Get the traced network of a family; traced once."""
     traced: dict[str, Network] = {}
 
     def get(family: str) -> Network:
@@ -144,13 +144,13 @@ def network_of(directory_of: Callable[[str], Path]) -> Callable[[str], Network]:
 
 @pytest.fixture(scope="session")
 def llama_directory(directory_of: Callable[[str], Path]) -> Path:
-    """A tiny llama with a head of its own."""
+    """Save a tiny llama with a head of its own."""
     return directory_of("llama")
 
 
 @pytest.fixture(scope="session")
 def tied_llama_directory(directory_of: Callable[[str], Path]) -> Path:
-    """A tiny llama whose head is its embedding."""
+    """Save a tiny llama whose head is its embedding."""
     return directory_of("llama_tied")
 
 

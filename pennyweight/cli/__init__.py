@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pennyweight.cli.arguments import parser
+from pennyweight.cli.arguments import parse
 from pennyweight.errors import PennyweightError
 
 INTERRUPTED = 130
@@ -13,13 +13,22 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; nothing heavy is imported before the arguments are understood."""
-    parsed = parser().parse_args(arguments)
+    parsed = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         from pennyweight.cli.verbs import VERBS
 
         return VERBS[parsed.verb](parsed)
     except PennyweightError as error:
+        error.site = error.site or f"pennyweight {parsed.verb}"
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        # What the flow knows how to mend it says itself; this is the rest: no permission, a directory for a file …
+        print(
+            f"{type(error).__name__}: {error.filename}: {error.strerror or error}\n"
+            "  expected: a file or directory that can be used like this\n  mend:     check the path and its permissions",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         out = getattr(parsed, "out", None)

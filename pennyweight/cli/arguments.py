@@ -3,13 +3,49 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 TEXT = "a .txt, .jsonl or folder; without it, the help topics every Python carries"
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments as every other error is said."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one error and exit 2."""
+        argument = re.match(r"argument ([^:]+): (.+)", message, re.DOTALL)
+        site, happened = argument.groups() if argument else (self.prog, message)
+        usage = " ".join(self.format_usage().removeprefix("usage: ").split())
+        self.exit(2, f"InvalidArguments: {site}: {happened}\n  expected: {usage}\n  mend:     {self.prog} --help\n")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line; what follows a budget is its value, though it may begin with a minus."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] in ("--lose", "--fit", "--bits") and re.match(r"-[\d.]", argument):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return parser().parse_args(joined)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Read a whole number that is not smaller."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"[-+]?\d+", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        return int(text)
+
+    return read
+
+
 def parser() -> argparse.ArgumentParser:
     """All verbs and their options."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="pennyweight",
         description="Make a neural network smaller, and say with a stated confidence how much worse it became.",
         epilog="exit codes: 0 within budget, 1 not within budget, 2 misuse",
@@ -26,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     compress.add_argument("--held-out", metavar="TEXT", help="text that only the certificate may see")
     compress.add_argument("--salt", default="", help="declared part of the seed of the certification order")
     compress.add_argument(
-        "--max-windows", type=int, metavar="N", help="certification windows scored at most, a candidate"
+        "--max-windows", type=at_least(1), metavar="N", help="certification windows scored at most, a candidate"
     )
     _search(compress)
     _common(compress)
@@ -47,8 +83,10 @@ def parser() -> argparse.ArgumentParser:
     measure.add_argument("reference", metavar="MODEL", help="the model before")
     measure.add_argument("compressed", metavar="OTHER", help="the model after")
     measure.add_argument("--on", metavar="TEXT", help=TEXT)
-    measure.add_argument("--length", type=int, default=256, help="tokens in a window (%(default)s)")
-    measure.add_argument("--max-windows", type=int, metavar="N", help="windows scored at most, chosen at random")
+    measure.add_argument("--length", type=at_least(2), default=256, help="tokens in a window (%(default)s)")
+    measure.add_argument(
+        "--max-windows", type=at_least(1), metavar="N", help="windows scored at most, chosen at random"
+    )
     measure.add_argument("--confidence", type=float, default=0.95, help="of the approximate interval (%(default)s)")
     measure.add_argument("--seed", type=int, default=0, help="of the choice of windows (%(default)s)")
     _common(measure)
@@ -88,16 +126,22 @@ def _budget(verb: argparse.ArgumentParser, *, required: bool) -> None:
 def _search(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--for", dest="engine", default="transformers", metavar="ENGINE", help="transformers or vllm")
     verb.add_argument("--calibration", metavar="TEXT", help=TEXT)
-    verb.add_argument("--length", type=int, default=256, help="tokens in a window (%(default)s)")
-    verb.add_argument("--calibration-windows", type=int, default=64, metavar="N", help="shown to methods (%(default)s)")
+    verb.add_argument("--length", type=at_least(2), default=256, help="tokens in a window (%(default)s)")
     verb.add_argument(
-        "--selection-windows", type=int, default=32, metavar="N", help="candidates are compared on (%(default)s)"
+        "--calibration-windows", type=at_least(1), default=64, metavar="N", help="shown to methods (%(default)s)"
+    )
+    verb.add_argument(
+        "--selection-windows",
+        type=at_least(2),
+        default=32,
+        metavar="N",
+        help="candidates are compared on (%(default)s)",
     )
     verb.add_argument("--method", default="gptq", help="the quantizer (%(default)s)")
     verb.add_argument("--allocation", default="integer_program", help="the allocator (%(default)s)")
     verb.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="of everything that stays dense")
     verb.add_argument("--seed", type=int, default=0, help="of every random choice (%(default)s)")
-    verb.add_argument("--threads", type=int, help="of the arithmetic; the same bits need the same number")
+    verb.add_argument("--threads", type=at_least(1), help="of the arithmetic; the same bits need the same number")
 
 
 def _common(verb: argparse.ArgumentParser, *, network: bool = True) -> None:

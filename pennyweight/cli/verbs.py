@@ -19,17 +19,18 @@ from pennyweight import report as pages
 from pennyweight.budget import Budget
 from pennyweight.cli import tables
 from pennyweight.corpus import cut, describe_source, read_documents, require_windows
-from pennyweight.errors import InvalidBudget, InvalidPlan, MissingFile
-from pennyweight.export.engines import ENGINES
+from pennyweight.errors import InvalidBudget, InvalidMeasurement, InvalidOutput, InvalidPlan, MissingFile
+from pennyweight.export.engines import ENGINES, find
 from pennyweight.flow import artifact
 from pennyweight.flow.compress import Settings
 from pennyweight.flow.compress import compress as run_compress
 from pennyweight.flow.load import load
+from pennyweight.flow.make_plan import check_dtype, usual_dtype
 from pennyweight.flow.measure import Scorer
 from pennyweight.flow.options import menu
 from pennyweight.flow.progress import Progress
 from pennyweight.flow.steps import collect, make_plan
-from pennyweight.flow.text import texts
+from pennyweight.flow.text import check_vocabulary, texts
 from pennyweight.flow.verify import verify as run_verify
 from pennyweight.formats import FORMATS
 from pennyweight.methods.certification import by_document, clustered_bound
@@ -70,7 +71,14 @@ def plan(arguments: Namespace) -> int:
     budget = _budget(arguments)
     assert budget is not None
     settings, progress = _settings(arguments), _progress(arguments)
+    contract = find(settings.engine)
+    if arguments.output and (Path(arguments.output).is_dir() or not Path(arguments.output).absolute().parent.is_dir()):
+        raise InvalidOutput(
+            "the plan cannot be written here", expected="a file in a directory that is there",
+            mend="choose another -o", site=arguments.output,
+        )  # fmt: skip
     network = load(arguments.model, allow_network=arguments.allow_network)
+    check_dtype(settings.dtype or usual_dtype(network), contract)
     words = texts(
         network, arguments.calibration, None, length=settings.length, count=settings.calibration_windows,
         selection=settings.selection_windows, seed=settings.seed,
@@ -139,6 +147,14 @@ def measure(arguments: Namespace) -> int:
         source=describe_source(arguments.on), separator=separator_id(reference.source, tokenizer),
     )  # fmt: skip
     require_windows(words, 1, "measuring")
+    check_vocabulary(words, reference)
+    check_vocabulary(words, compressed)
+    sizes = [[s.shape[0] for s in n.sites if s.role == "embedding"] for n in (reference, compressed)]
+    if sizes[0] != sizes[1]:
+        raise InvalidMeasurement(
+            f"vocabularies of {sizes[0]} and {sizes[1]} tokens", expected="two models that read the same tokens",
+            mend="compare models of one family", site=arguments.compressed,
+        )  # fmt: skip
     order = permutation(len(words), arguments.seed, "measure", words.fingerprint)
     if arguments.max_windows:
         order = np.sort(order[: arguments.max_windows])
@@ -256,7 +272,7 @@ def _read_plan(path: str) -> Plan:
         raise MissingFile(
             "there is no such plan", expected="a file that `pennyweight plan` wrote", mend="check the path", site=path
         ) from error
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, IsADirectoryError, NotADirectoryError) as error:
         raise InvalidPlan(
             "this is not a text file", expected="TOML in UTF-8", mend="make a new plan", site=path
         ) from error

@@ -19,6 +19,7 @@ from pennyweight.network.network import Network, Site
 from pennyweight.network.source import check_finite
 from pennyweight.numerics.hashing import of_value
 from pennyweight.numerics.linear import linear
+from pennyweight.numerics.memory import release
 from pennyweight.numerics.random import stream
 from pennyweight.plan import Plan, Step
 from pennyweight.statistics import Statistics
@@ -103,23 +104,36 @@ def apply(
     keys: dict[str, tuple[str, int, int]] = {}
     with progress.stage("compressing", len(network.blocks)) as advance:
         for index in range(len(network.blocks)):
-            statistics: dict[str, Statistics] | None = None
-            for group in network.groups():
-                for members, step in _same_step(group, plan):
-                    if members[0].block != index:
-                        continue
-                    names = [site.name for site in members]
-                    key = f"sites/{index:04d}-{of_value([names, step.label(), plan.seed])[:16]}.safetensors"
-                    if not journal.has(key):
-                        statistics = statistics or collected.block(index)
-                        tensors, rows = _compress(members, step, network, statistics, plan.seed)
-                        journal.save_tensors(key, tensors, {row.site: asdict(row) for row in rows})
-                    start = 0
-                    for site in members:
-                        keys[site.name] = (key, start, start + site.shape[0])
-                        start += site.shape[0]
+            _apply_block(index, plan, network, collected, journal, keys)
+            release()
             advance()
     return Applied(journal, network, plan, keys)
+
+
+def _apply_block(
+    index: int,
+    plan: Plan,
+    network: Network,
+    collected: Collected,
+    journal: Journal,
+    keys: dict[str, tuple[str, int, int]],
+) -> None:
+    """Compress what is not in the journal yet of one block; its statistics are loaded only if something is missing."""
+    statistics: dict[str, Statistics] | None = None
+    for group in network.groups():
+        for members, step in _same_step(group, plan):
+            if members[0].block != index:
+                continue
+            names = [site.name for site in members]
+            key = f"sites/{index:04d}-{of_value([names, step.label(), plan.seed])[:16]}.safetensors"
+            if not journal.has(key):
+                statistics = statistics or collected.block(index)
+                tensors, rows = _compress(members, step, network, statistics, plan.seed)
+                journal.save_tensors(key, tensors, {row.site: asdict(row) for row in rows})
+            start = 0
+            for site in members:
+                keys[site.name] = (key, start, start + site.shape[0])
+                start += site.shape[0]
 
 
 def _same_step(group: tuple[Site, ...], plan: Plan) -> list[tuple[list[Site], Step]]:

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from pennyweight.errors import VerificationFailed
+from pennyweight.flow.journal import disk_errors
 from pennyweight.numerics.hashing import canonical, of_bytes, of_file, of_value
 
 FOLDER = "pennyweight"
@@ -37,8 +38,19 @@ def model_hash(directory: Path) -> str:
 
 def write_record(directory: Path, name: str, value: Any) -> None:
     """Write a value as canonical JSON into our folder."""
-    (directory / FOLDER).mkdir(exist_ok=True)
-    (directory / FOLDER / name).write_bytes(canonical(value))
+    write_text(directory, name, canonical(value).decode())
+
+
+def write_text(directory: Path, name: str, text: str) -> None:
+    """Write a file into our folder.
+
+    Raises:
+        DiskFull: there is no room for it.
+    """
+    path = directory / FOLDER / name
+    with disk_errors(path):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(text.encode())
 
 
 def read_record(directory: Path, name: str) -> Any:
@@ -77,7 +89,8 @@ def check_seal(directory: Path) -> int:
         VerificationFailed: names the first files that are missing, changed or not sealed.
     """
     sealed = read_record(directory, "seal.json")
-    hashes: Mapping[str, str] = sealed.get("sha256", {}) if isinstance(sealed, dict) else {}
+    found = sealed.get("sha256") if isinstance(sealed, dict) else None
+    hashes: Mapping[str, str] = found if isinstance(found, dict) else {}
     present = files(directory)
     missing = sorted(set(hashes) - set(present))
     foreign = sorted(set(present) - set(hashes))

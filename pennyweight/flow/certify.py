@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from pennyweight.budget import Budget, Certificate, Measurement, Terms
 from pennyweight.corpus import Windows
 from pennyweight.flow import evidence
@@ -85,10 +87,12 @@ def certify_candidate(
     scorer = Scorer(reference, candidate, windows, states)
     parts: list[dict[str, Any]] = []
     with progress.stage("certifying", terms.n_max) as advance:
-        for start in range(0, len(order), scorer.batch):
+        for start in range(0, terms.n_max, scorer.batch):
             piece = f"{key}/{start:06d}.json"
             if not journal.has(piece):
-                journal.save(piece, evidence.to_values(scorer.score(order[start : start + scorer.batch])))
+                journal.save(
+                    piece, evidence.to_values(scorer.score(order[start : min(start + scorer.batch, terms.n_max)]))
+                )
             parts.append(journal.load(piece))
             advance(scorer.batch)
             scored = evidence.from_values(evidence.join(parts))["perplexity"]
@@ -100,6 +104,21 @@ def certify_candidate(
     scope = scope_of(windows, seed)
     certificate = judge(measured["perplexity"], budget, terms, scope=scope, fingerprints=fingerprints)
     return Judged(certificate, selection, measured)
+
+
+def claims(certificate: Certificate, measured: Mapping[str, Measurement]) -> dict[str, Any]:
+    """What is told to people and machines; all of it follows from the certificate and its evidence."""
+    loss = measured["perplexity"]
+    return {
+        "holds": certificate.holds if certificate.budget.metric == "perplexity" else True,
+        "verdict": certificate.verdict, "statement": certificate.statement,
+        "perplexity_before": float(np.exp(loss.reference.mean())),
+        "perplexity_after": float(np.exp(loss.compressed.mean())),
+        "rise": certificate.estimate, "bound": certificate.bound, "confidence": certificate.budget.confidence,
+        "kl": float(measured["kl"].degradation.mean()),
+        "agreement": 1 - float(measured["disagreement"].degradation.mean()),
+        "scored": certificate.scored, "population": certificate.terms.population,
+    }  # fmt: skip
 
 
 def scope_of(windows: Windows, seed: int) -> str:

@@ -22,6 +22,7 @@ from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.network.network import Network, Site
 from pennyweight.network.stream import Stream
 from pennyweight.numerics.linear import add_second_moment
+from pennyweight.numerics.memory import release
 from pennyweight.numerics.random import stream
 from pennyweight.statistics import Statistics
 
@@ -100,9 +101,14 @@ def _forward(runner: Stream, windows: Windows, journal: Journal, kept: int, prog
     network, ids = runner.network, windows.ids
     count, length = ids.shape
     blocks = len(network.blocks)
-    if journal.has(f"statistics/gram-{blocks - 1:04d}.safetensors"):
-        return
-    first = next(i for i in range(blocks) if not journal.has(f"statistics/gram-{i:04d}.safetensors"))
+    missing = (i for i in range(blocks) if not journal.has(f"statistics/gram-{i:04d}.safetensors"))
+    first = next(missing, blocks)
+    if first == blocks:
+        journal.drop("hidden")
+        ready = journal.has("statistics/fisher-0000.safetensors") or journal.has(f"inputs/{blocks:04d}.safetensors")
+        if kept == 0 or ready:
+            return
+        first = 0  # grams were collected alone before; the backward pass needs what flows between the blocks
     with progress.stage("collecting statistics", blocks) as advance, torch.no_grad():
         advance(first)
         with runner.beginning() as begin:  # also records what the blocks are called with
@@ -112,26 +118,32 @@ def _forward(runner: Stream, windows: Windows, journal: Journal, kept: int, prog
                     _spill(journal, 0, count, length, hidden.shape[-1]).write(start, hidden)
         size = hidden.shape[-1]
         for index in range(first, blocks):
-            before = _spill(journal, index, count, length, size)
-            after = _spill(journal, index + 1, count, length, size)
-            with runner.block(index) as run, _watching(runner, index) as sums:
-                for start, stop in batches(count, length):
-                    after.write(start, run(before.read(start, stop)))
-            if kept:
-                journal.save_tensors(f"inputs/{index:04d}.safetensors", {"hidden": before.read(0, kept)})
-                if index == blocks - 1:
-                    journal.save_tensors(f"inputs/{blocks:04d}.safetensors", {"hidden": after.read(0, kept)})
-            tensors: dict[str, Tensor] = {}
-            counts: dict[str, int] = {}
-            for edge, total in sums.items():
-                tensors |= {f"{edge}|gram": total.gram / total.count, f"{edge}|mean": total.sum / total.count}
-                tensors[f"{edge}|abs_max"] = total.abs_max
-                counts[edge] = total.count
-            # This piece appears last: with it, everything the next block needs is there.
-            journal.save_tensors(f"statistics/gram-{index:04d}.safetensors", tensors, counts)
+            before, after = (_spill(journal, i, count, length, size) for i in (index, index + 1))
+            _forward_block(runner, journal, index, before, after, kept)
             journal.drop(f"hidden/{index:04d}.bin")
             advance()
         journal.drop(f"hidden/{blocks:04d}.bin")
+
+
+def _forward_block(runner: Stream, journal: Journal, index: int, before: Spill, after: Spill, kept: int) -> None:
+    """Run one block over all windows; save what was seen on its edges, and the first activations for later."""
+    with runner.block(index) as run, _watching(runner, index) as sums:
+        for start, stop in batches(before.windows, before.length):
+            after.write(start, run(before.read(start, stop)))
+    release()
+    if kept:
+        journal.save_tensors(f"inputs/{index:04d}.safetensors", {"hidden": before.read(0, kept)})
+        if index == len(runner.network.blocks) - 1:
+            journal.save_tensors(f"inputs/{index + 1:04d}.safetensors", {"hidden": after.read(0, kept)})
+    tensors: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    for edge, total in sums.items():
+        # In place: the statistics of one block are held once.
+        tensors |= {f"{edge}|gram": total.gram.div_(total.count), f"{edge}|mean": total.sum / total.count}
+        tensors[f"{edge}|abs_max"] = total.abs_max
+        counts[edge] = total.count
+    # This piece appears last: with it, everything the next block needs is there.
+    journal.save_tensors(f"statistics/gram-{index:04d}.safetensors", tensors, counts)
 
 
 def _spill(journal: Journal, index: int, count: int, length: int, size: int) -> Spill:
@@ -181,6 +193,8 @@ def _linear_sites(network: Network, block: int) -> list[Site]:
 def _backward(runner: Stream, windows: Windows, journal: Journal, kept: int, seed: int, progress: Progress) -> None:
     blocks = len(runner.network.blocks)
     if journal.has("statistics/fisher-0000.safetensors"):
+        journal.drop("gradients")
+        journal.drop("inputs")
         return
     with progress.stage("measuring sensitivity", blocks) as advance:
         last = next((i for i in range(blocks) if journal.has(f"statistics/fisher-{i:04d}.safetensors")), blocks)
@@ -196,6 +210,7 @@ def _backward(runner: Stream, windows: Windows, journal: Journal, kept: int, see
             hidden = journal.load_tensors(f"inputs/{index:04d}.safetensors")["hidden"]
             gradient = journal.load_tensors(f"gradients/{index + 1:04d}.safetensors")["gradient"]
             sums, gradient = _through_block(runner, index, hidden, gradient)
+            release()
             tokens = hidden.shape[0] * hidden.shape[1]
             journal.save_tensors(f"gradients/{index:04d}.safetensors", {"gradient": gradient})
             journal.save_tensors(

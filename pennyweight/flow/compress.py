@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import safetensors
 import scipy
 import torch
@@ -22,18 +23,18 @@ from pennyweight.errors import InfeasibleBudget, InvalidOutput
 from pennyweight.export.engines import find
 from pennyweight.flow import artifact, evidence
 from pennyweight.flow.candidate import Candidate, build, facts_of
-from pennyweight.flow.certify import Judged, certify_candidate
+from pennyweight.flow.certify import Judged, certify_candidate, claims
 from pennyweight.flow.collect import collect
 from pennyweight.flow.journal import Journal, open_run
 from pennyweight.flow.load import check_weights, load
-from pennyweight.flow.make_plan import Planner, check_plan, usual_dtype
+from pennyweight.flow.make_plan import Planner, check_dtype, check_plan, usual_dtype
 from pennyweight.flow.measure import ReferenceStates
-from pennyweight.flow.options import tabulate
+from pennyweight.flow.options import Table, outline, tabulate
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.text import Texts, texts
 from pennyweight.methods.certification import FixedSequence
 from pennyweight.network.network import Network
-from pennyweight.numerics.hashing import of_value
+from pennyweight.numerics.hashing import canonical, of_value
 from pennyweight.plan import Plan
 
 VERSION = "0.1.0"
@@ -124,18 +125,21 @@ def compress(
         PennyweightError: see `errors`; bad input is refused before any work is done.
     """
     settings = settings or Settings()
-    out = Path(out)
-    run = out.with_name(out.name + ".run")
-    done = _finished(out, run)
-    if done is not None:
-        return done
+    out = Path(out) if Path(out).name not in ("", "..") else Path(out).resolve()
+    run = out.parent / f"{out.name}.run"
+    _check_free(out, run)
     started = time.monotonic()
-    find(settings.engine)
+    engine = find(settings.engine)
     reference = load(model, allow_network=allow_network)
     settings = replace(settings, dtype=settings.dtype or usual_dtype(reference))
     if plan is not None:
         check_plan(plan, reference)
         settings = replace(settings, engine=plan.engine, dtype=plan.dtype, seed=plan.seed)
+    else:
+        assert settings.dtype is not None
+        check_dtype(settings.dtype, engine)
+        if budget.metric != "perplexity":  # sizes are known beforehand; what is impossible is refused now
+            _planner(reference, settings, outline(reference, engine, dtype=settings.dtype)).for_budget(budget)
     words = texts(
         reference, calibration, held_out, length=settings.length, count=settings.calibration_windows,
         selection=settings.selection_windows, seed=settings.seed,
@@ -145,6 +149,8 @@ def compress(
         "settings": asdict(settings), "plan": None if plan is None else of_value(plan.to_toml()),
         "code": artifact.code_hash(), "versions": versions(),
     }  # fmt: skip
+    if out.exists() and any(out.iterdir()):
+        return _finished(out, run, header)
     torch.set_num_threads(settings.threads)
     if not (run / "weights-checked.json").exists():
         check_weights(reference, progress)
@@ -187,14 +193,7 @@ class _Job:
             self.reference, self.collected, engine, self.journal,
             dtype=self.settings.dtype, method=self.settings.method, progress=self.progress,
         )  # fmt: skip
-        beside = sum(
-            len(content) if isinstance(content, bytes) else content.stat().st_size
-            for content in self.reference.source.auxiliary().values()
-        )
-        return Planner(
-            network=self.reference, table=table, engine=engine, dtype=self.settings.dtype,
-            seed=self.settings.seed, allocation=self.settings.allocation, beside=beside,
-        )  # fmt: skip
+        return _planner(self.reference, self.settings, table)
 
     def build(self, plan: Plan) -> Candidate:
         """Carry one plan out and score it on the selection split."""
@@ -270,14 +269,14 @@ class _Job:
         header: Mapping[str, Any],
         seconds: float,
     ) -> dict[str, Any]:
-        """Put everything beside the chosen candidate's files, seal it, and move it to its place at once."""
+        """Put everything beside the chosen candidate's files, seal it, and move it to its place at once.
+
+        Until it is moved the candidate stays where a resumed run looks for it; records are then written once more.
+        """
         result = judged[best.key]
         facts = facts_of(best, self.journal)
         certificate = result.certificate
-        staged = self.journal.directory / "artifact"
-        if best.directory.exists():
-            shutil.rmtree(staged, ignore_errors=True)
-            best.directory.rename(staged)
+        staged = best.directory
         artifact.write_record(staged, "certificate.json", certificate)
         artifact.write_record(
             staged, "evidence.json",
@@ -291,7 +290,7 @@ class _Job:
         artifact.write_record(staged, "accounting.json", facts["accounting"])
         artifact.write_record(staged, "ladder.json", rungs)
         artifact.write_record(staged, "run.json", {**header, "source": _source(self.reference)})
-        (staged / artifact.FOLDER / "plan.toml").write_text(best.plan.to_toml(), encoding="utf-8")
+        artifact.write_text(staged, "plan.toml", best.plan.to_toml())
         summary = self._summary(best, result)
         artifact.write_record(staged, "summary.json", summary)
         artifact.seal(staged)
@@ -301,27 +300,29 @@ class _Job:
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, {self.settings.threads} threads",
         }  # fmt: skip
         artifact.write_record(staged, "timing.json", timing)
-        self.journal.save("done.json", {"out": str(out)})
         _move(staged, out)
         return summary
 
     def _summary(self, best: Candidate, result: Judged) -> dict[str, Any]:
-        certificate, measured = result.certificate, result.certification
-        loss = measured["perplexity"]
         sixteen = sum(2 * _elements(info.shape) for info in self.reference.source.tensors.values())
-        holds = certificate.holds if self.budget.metric == "perplexity" else True
         return {
-            "holds": holds, "verdict": certificate.verdict, "statement": certificate.statement,
-            "budget": asdict(self.budget), "model": str(self.reference.source.path.name),
-            "source": _source(self.reference), "engine": self.settings.engine,
+            **claims(result.certificate, result.certification),
+            "budget": asdict(self.budget), "model": str(self.reference.source.path.name), "source": _source(self.reference), "engine": self.settings.engine,
             "bytes_before": self.reference.source.stored_bytes, "bytes_16_bit": sixteen, "bytes_after": best.size,
             "bits": _bits(best, self.reference),
-            "perplexity_before": _perplexity(loss.reference), "perplexity_after": _perplexity(loss.compressed),
-            "rise": certificate.estimate, "bound": certificate.bound, "confidence": self.budget.confidence,
-            "kl": float(measured["kl"].degradation.mean()),
-            "agreement": 1 - float(measured["disagreement"].degradation.mean()),
-            "scored": certificate.scored, "population": certificate.terms.population,
         }  # fmt: skip
+
+
+def _planner(reference: Network, settings: Settings, table: Table) -> Planner:
+    assert settings.dtype is not None
+    beside = sum(
+        len(content) if isinstance(content, bytes) else content.stat().st_size
+        for content in reference.source.auxiliary().values()
+    )
+    return Planner(
+        network=reference, table=table, engine=find(settings.engine), dtype=settings.dtype,
+        seed=settings.seed, allocation=settings.allocation, beside=beside,
+    )  # fmt: skip
 
 
 def versions() -> dict[str, str]:
@@ -343,10 +344,6 @@ def _smaller_as_riskier(ladder: list[Candidate]) -> list[Candidate]:
 
 def _elements(shape: tuple[int, ...]) -> int:
     return int(torch.Size(shape).numel())
-
-
-def _perplexity(losses: Any) -> float:
-    return float(torch.tensor(losses).mean().exp())
 
 
 def _bits(candidate: Candidate, reference: Network) -> float:
@@ -375,22 +372,30 @@ def _move(staged: Path, out: Path) -> None:
     staged.rename(out)
 
 
-def _finished(out: Path, run: Path) -> Outcome | None:
-    """An outcome that a run left just before it was killed; otherwise the output must be free."""
-    marker = run / "done.json"
-    if marker.exists() and (run / "artifact").exists() and not (out.exists() and any(out.iterdir())):
-        _move(run / "artifact", out)
-    if marker.exists() and (out / artifact.SEAL).exists():
-        shutil.rmtree(run)
-        return _outcome(out, artifact.read_record(out, "summary.json"))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InvalidOutput(
-            "the output directory is not empty" if out.is_dir() else "the output is a file",
-            expected="a directory that does not exist yet, or an empty one",
-            mend="choose another --out, or remove it",
-            site=str(out),
-        )
-    return None
+def _check_free(out: Path, run: Path) -> None:
+    """Refuse an output that is taken; whether it is this very run's own is known once its header is."""
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not run.exists())):
+        raise _taken(out)
+
+
+def _finished(out: Path, run: Path, header: Mapping[str, Any]) -> Outcome:
+    """The outcome of a run that was killed when all was done but removing its leftovers."""
+    stored = artifact.read_record(out, "run.json") if (out / artifact.SEAL).is_file() else None
+    if not isinstance(stored, dict) or any(
+        stored.get(k) != v for k, v in msgspec.json.decode(canonical(header)).items()
+    ):
+        raise _taken(out)
+    shutil.rmtree(run, ignore_errors=True)
+    return _outcome(out, artifact.read_record(out, "summary.json"))
+
+
+def _taken(out: Path) -> InvalidOutput:
+    return InvalidOutput(
+        "the output directory is not empty" if out.is_dir() else "the output is a file",
+        expected="a directory that does not exist yet, or an empty one",
+        mend="choose another --out, or remove it",
+        site=str(out),
+    )
 
 
 def _outcome(out: Path, summary: Mapping[str, Any]) -> Outcome:

@@ -18,12 +18,15 @@ from typing import Any
 
 import msgspec
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pennyweight.errors import DiskFull, InvalidOutput, RunInUse
+from pennyweight.export.safetensors_stream import Entry, ShardWriter
 from pennyweight.numerics.hashing import canonical
+
+FACTS = "facts"  # name of the tensor that holds JSON bytes
 
 
 @dataclass(frozen=True)
@@ -56,22 +59,24 @@ class Journal:
         return msgspec.json.decode((self.directory / key).read_bytes())
 
     def save_tensors(self, key: str, tensors: Mapping[str, Tensor], facts: Any = None) -> None:
-        """Write tensors, with facts about them as JSON in the file's metadata."""
-        metadata = {"facts": canonical({} if facts is None else facts).decode()}
-        with self.writing(key) as path:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(path), metadata=metadata)
+        """Write tensors one by one, with facts about them as JSON; no copy of them all is made."""
+        text = torch.frombuffer(bytearray(canonical(facts)), dtype=torch.uint8)
+        every = {**tensors, FACTS: text}
+        entries = [Entry(n, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for n, t in every.items()]
+        with ShardWriter(self.path(key), entries) as file:
+            for name, tensor in every.items():
+                file.put(name, tensor)
 
     def load_tensors(self, key: str) -> dict[str, Tensor]:
         """Read tensors back."""
         loaded: dict[str, Tensor] = load_file(str(self.directory / key))
+        del loaded[FACTS]
         return loaded
 
     def facts(self, key: str) -> Any:
         """The facts saved with tensors."""
-        from safetensors import safe_open
-
         with safe_open(str(self.directory / key), framework="pt") as file:
-            return msgspec.json.decode((file.metadata() or {}).get("facts", "{}"))
+            return msgspec.json.decode(file.get_tensor(FACTS).numpy().tobytes())
 
     @contextmanager
     def writing(self, key: str) -> Iterator[Path]:
@@ -129,8 +134,11 @@ def open_run(directory: Path, header: Mapping[str, Any]) -> Iterator[Journal]:
         InvalidOutput: it holds another run's work, or cannot be written.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = os.open(directory / "lock", os.O_CREAT | os.O_RDWR)
+        with disk_errors(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = os.open(directory / "lock", os.O_CREAT | os.O_RDWR)
+    except DiskFull:
+        raise
     except OSError as error:
         raise InvalidOutput(
             f"cannot write here: {error.strerror}",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pennyweight import catalogue
 from pennyweight.budget import Budget
-from pennyweight.errors import InfeasibleBudget, InvalidBudget, InvalidPlan, UnknownName
+from pennyweight.errors import InfeasibleBudget, InvalidBudget, InvalidFormat, InvalidPlan, UnknownName
 from pennyweight.export.engines import Engine, find
 from pennyweight.flow.options import Table
 from pennyweight.formats import Dense, Grid
@@ -102,6 +102,12 @@ class Planner:
         return self.table.fixed_bytes + self.beside + OVERHEAD
 
     def _plan(self, limit: Limit) -> Plan:
+        if not self.table.groups:
+            raise InfeasibleBudget(
+                f"{self.engine.name} can take nothing of this model compressed: {', '.join({*self.table.kept.values()})}",
+                expected="one linear layer or more in a format it reads",
+                mend="pennyweight inspect MODEL shows what each engine takes", site="--for",
+            )  # fmt: skip
         choices = catalogue.find(self.allocation, "allocation").allocate(self.table.groups, limit)
         kept = dict(self.table.kept)
         for option in choices:
@@ -111,6 +117,19 @@ class Planner:
             choices, kept=kept, engine=self.engine.name, dtype=self.dtype, seed=self.seed,
             bytes=self.table.fixed_bytes + sum(option.bytes for option in choices),
             model=self.network.source.fingerprint,
+        )  # fmt: skip
+
+
+def check_dtype(dtype: str, engine: Engine) -> None:
+    """Refuse a type that an engine does not read.
+
+    Raises:
+        InvalidFormat: with the types it reads.
+    """
+    if dtype not in engine.dtypes:
+        raise InvalidFormat(
+            f"{engine.name} takes no tensors in {dtype}", expected=f"one of {', '.join(sorted(engine.dtypes))}",
+            mend=f"--dtype {min(engine.dtypes)}", site="--dtype",
         )  # fmt: skip
 
 
@@ -129,6 +148,7 @@ def check_plan(plan: Plan, network: Network, *, site: str = "plan") -> Engine:
             mend=remake, site=site,
         )  # fmt: skip
     engine = find(plan.engine)
+    check_dtype(plan.dtype, engine)
     sites = network.by_name
     for name, step in plan.steps.items():
         if name not in sites:
@@ -141,7 +161,10 @@ def check_plan(plan: Plan, network: Network, *, site: str = "plan") -> Engine:
             except UnknownName as error:
                 raise InvalidPlan(error.happened, expected=error.expected, mend=error.mend, site=name) from error
         if len(step.stages) != 1 or not isinstance(step.stages[0].format, Grid):
-            raise InvalidPlan("only single-stage steps on grids can be written so far", mend="use one stage", site=name)
+            raise InvalidPlan(
+                "only single-stage steps on grids can be written so far", expected="such as gptq int4 g64 sym",
+                mend="use one stage; a site without a step stays dense", site=name,
+            )  # fmt: skip
         grid = step.stages[0].format
         if grid.scale_dtype != plan.dtype:
             raise InvalidPlan(
@@ -149,10 +172,18 @@ def check_plan(plan: Plan, network: Network, *, site: str = "plan") -> Engine:
                 expected="scales in the dtype of the plan", site=name,
                 mend=f"add {plan.dtype} to the step, or change dtype",
             )  # fmt: skip
-        grid.groups(sites[name].shape[1])
+        try:
+            grid.groups(sites[name].shape[1])
+        except InvalidFormat as error:
+            error.site = name
+            raise
         reason = engine.refuses(sites[name], grid, network)
         if reason:
-            raise InvalidPlan(f"{engine.name} refuses {grid.label()}: {reason}", mend="choose another step", site=name)
+            raise InvalidPlan(
+                f"{engine.name} refuses {grid.label()}: {reason}",
+                expected="a step that pennyweight inspect lists for this engine",
+                mend="choose another step, or remove this one to keep the site dense", site=name,
+            )  # fmt: skip
     if engine.fused_groups:
         for group in network.groups():
             labels = {plan.steps[s.name].label() if s.name in plan.steps else "dense" for s in group}

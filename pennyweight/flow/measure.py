@@ -18,7 +18,7 @@ from pennyweight.flow.progress import QUIET, Advance, Progress
 from pennyweight.network.network import Network
 from pennyweight.network.stream import Stream
 
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 4096  # scored with each block's weights read once
 ROWS = 64  # positions whose log-probabilities of the whole vocabulary are in memory at once
 
 

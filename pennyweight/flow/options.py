@@ -16,6 +16,7 @@ from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.formats import Dense, Grid
 from pennyweight.network.network import Network, Site
 from pennyweight.network.source import check_finite
+from pennyweight.numerics.memory import release
 from pennyweight.plan import Option, Stage, Step
 from pennyweight.statistics import Statistics
 
@@ -85,7 +86,33 @@ def tabulate(
         method: the quantizer, by name.
         progress: told about every block.
     """
-    dense = Dense(dtype=dtype)
+    decided, kept = _decide(network, engine, dtype)
+    rows: list[tuple[tuple[Site, ...], list[tuple[str, float]]]] = []
+    with progress.stage("predicting options", len(network.blocks)) as advance:
+        for index in range(len(network.blocks)):
+            key = f"options/{index:04d}.json"
+            if not journal.has(key):
+                here = decided.get(index, [])
+                journal.save(key, _predict_block(network, here, collected.block(index), engine, dtype, method))
+                release()
+            rows += zip(decided.get(index, []), journal.load(key), strict=True)
+            advance()
+    return _table(network, rows, kept, dtype)
+
+
+def outline(network: Network, engine: Engine, *, dtype: str) -> Table:
+    """The table with every damage zero: all it takes to know which sizes are possible, before any work."""
+    decided, kept = _decide(network, engine, dtype)
+    rows = [
+        (group, [(f"any {grid.label()}", 0.0) for grid in _taken(group, engine, network, dtype)])
+        for groups in decided.values()
+        for group in groups
+    ]
+    return _table(network, rows, kept, dtype)
+
+
+def _decide(network: Network, engine: Engine, dtype: str) -> tuple[dict[int, list[tuple[Site, ...]]], dict[str, str]]:
+    """Groups the engine can take in some grid, by block, and why it cannot take the others."""
     kept: dict[str, str] = {}
     decided: dict[int, list[tuple[Site, ...]]] = {}
     for group in network.groups():
@@ -98,34 +125,50 @@ def tabulate(
         else:
             why = next((reason for reason in reasons if reason), f"no grid of {engine.name} fits its shape")
             kept |= {site.name: why for site in group}
+    return decided, kept
+
+
+def _table(
+    network: Network,
+    rows: Sequence[tuple[tuple[Site, ...], Sequence[tuple[str, float]]]],
+    kept: Mapping[str, str],
+    dtype: str,
+) -> Table:
+    dense = Dense(dtype=dtype)
     groups: list[tuple[Option, ...]] = []
-    with progress.stage("predicting options", len(network.blocks)) as advance:
-        for index in range(len(network.blocks)):
-            key = f"options/{index:04d}.json"
-            if not journal.has(key):
-                statistics = collected.block(index)
-                rows = []
-                for group in decided.get(index, []):
-                    grids = [
-                        grid for grid in menu([site.shape[1] for site in group], dtype)
-                        if not _refused(group, grid, engine, network)
-                    ]  # fmt: skip
-                    rows.append(_predict(network, group, grids, statistics, method))
-                journal.save(key, rows)
-            for group, row in zip(decided.get(index, []), journal.load(key), strict=True):
-                names = tuple(site.name for site in group)
-                size = sum(dense.stored_bits(site.shape) for site in group) // 8
-                options = [Option(sites=names, step=Step((Stage("cast", dense),)), bytes=size, damage=0.0)]
-                for label, damage in row:
-                    step = Step.parse(label)
-                    grid = step.stages[0].format
-                    stored = sum(stored_bytes(site.shape, grid, dtype) for site in group)
-                    options.append(Option(sites=names, step=step, bytes=stored, damage=damage))
-                groups.append(tuple(options))
-            advance()
-    decisions = {site.parameter for members in decided.values() for group in members for site in group}
+    for group, row in rows:
+        names = tuple(site.name for site in group)
+        size = sum(dense.stored_bits(site.shape) for site in group) // 8
+        options = [Option(sites=names, step=Step((Stage("cast", dense),)), bytes=size, damage=0.0)]
+        for label, damage in row:
+            step = Step.parse(label)
+            grid = step.stages[0].format
+            stored = sum(stored_bytes(site.shape, grid, dtype) for site in group)
+            options.append(Option(sites=names, step=step, bytes=stored, damage=damage))
+        groups.append(tuple(options))
+    decisions = {site.parameter for group, _ in rows for site in group}
     fixed = sum(dense_bytes(info, dtype) for name, info in network.source.tensors.items() if name not in decisions)
     return Table(tuple(groups), kept, fixed)
+
+
+def _predict_block(
+    network: Network,
+    groups: Sequence[tuple[Site, ...]],
+    statistics: Mapping[str, Statistics],
+    engine: Engine,
+    dtype: str,
+    method: str,
+) -> list[list[tuple[str, float]]]:
+    """Label and damage of every option of every group of one block."""
+    rows = []
+    for group in groups:
+        rows.append(_predict(network, group, _taken(group, engine, network, dtype), statistics, method))
+    return rows
+
+
+def _taken(group: tuple[Site, ...], engine: Engine, network: Network, dtype: str) -> list[Grid]:
+    grids = menu([site.shape[1] for site in group], dtype)
+    return [grid for grid in grids if not _refused(group, grid, engine, network)]
 
 
 def _refused(group: tuple[Site, ...], grid: Grid, engine: Engine, network: Network) -> bool:

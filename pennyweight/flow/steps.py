@@ -32,7 +32,7 @@ from pennyweight.flow.certify import terms_for
 from pennyweight.flow.collect import Collected
 from pennyweight.flow.journal import Journal, open_run
 from pennyweight.flow.load import load
-from pennyweight.flow.make_plan import Planner, check_plan, usual_dtype
+from pennyweight.flow.make_plan import Planner, check_dtype, check_plan, usual_dtype
 from pennyweight.flow.options import tabulate
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.text import some
@@ -129,6 +129,7 @@ def make_plan(
         InfeasibleBudget: nothing meets it; says what could be.
     """
     contract, dtype = find(engine), dtype or usual_dtype(network)
+    check_dtype(dtype, contract)
     table = tabulate(network, statistics, contract, statistics.journal, dtype=dtype, method=method, progress=progress)
     planner = Planner(network=network, table=table, engine=contract, dtype=dtype, seed=seed, allocation=allocation)
     return planner.for_budget(budget, share=share)

@@ -14,6 +14,7 @@ from pennyweight.corpus import (
     require_windows,
     split_documents,
 )
+from pennyweight.errors import InvalidModel
 from pennyweight.network.network import Network
 from pennyweight.network.tokenizer import load_tokenizer, separator_id
 from pennyweight.numerics.hashing import of_value
@@ -84,10 +85,27 @@ def texts(
     for split, least in LEAST.items():
         whole = cut(parts[split], tokenizer, length=length, split=split, source=sources[split], separator=separator)
         require_windows(whole, least, PURPOSE[split])
+        check_vocabulary(whole, network)
         cuts[split] = whole
     return Texts(
         some(cuts["calibration"], count, seed), some(cuts["selection"], selection, seed), cuts["certification"]
     )
+
+
+def check_vocabulary(windows: Windows, network: Network) -> None:
+    """Refuse token ids that the model has no embedding for.
+
+    Raises:
+        InvalidModel: the tokenizer is another model's.
+    """
+    rows = min((site.shape[0] for site in network.sites if site.role == "embedding"), default=0)
+    highest = int(windows.ids.max())
+    if rows and highest >= rows:
+        raise InvalidModel(
+            f"the tokenizer gives token {highest} and the embedding has {rows} rows",
+            expected="the tokenizer this model was trained with", mend="take tokenizer.json from the same release",
+            site=str(network.source.path),
+        )  # fmt: skip
 
 
 def some(windows: Windows, count: int, seed: int) -> Windows:

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from pennyweight.budget import Certificate
-from pennyweight.errors import PennyweightError, VerificationFailed
+from pennyweight.errors import InvalidPlan, PennyweightError, VerificationFailed
 from pennyweight.flow import artifact, evidence
-from pennyweight.flow.certify import scope_seed, terms_for
+from pennyweight.flow.certify import claims, scope_seed, terms_for
 from pennyweight.methods.certification import certify
 from pennyweight.numerics.hashing import of_value
 from pennyweight.plan import Plan
@@ -79,8 +79,10 @@ def verify(directory: str | Path) -> Verified:
             site=str(directory),
         ) from error  # fmt: skip
     _equal("artifact", stored.fingerprints.get("artifact"), artifact.model_hash(directory), directory)
-    plan = (directory / artifact.FOLDER / "plan.toml").read_text(encoding="utf-8")
-    _equal("plan", stored.fingerprints.get("plan"), of_value(Plan.from_toml(plan).to_toml()), directory)
+    _equal("plan", stored.fingerprints.get("plan"), of_value(_plan(directory).to_toml()), directory)
+    run: Any = artifact.read_record(directory, "run.json")
+    for name in ("model", "code"):
+        _equal(name, stored.fingerprints.get(name), str(run.get(name) if isinstance(run, dict) else None), directory)
     _equal(
         "certification", stored.fingerprints.get("certification"), records["certification"]["fingerprint"], directory
     )
@@ -94,6 +96,14 @@ def verify(directory: str | Path) -> Verified:
             mend="do not rely on it; compress again",
             site=str(directory / artifact.FOLDER / "certificate.json"),
         )
+    told: Any = artifact.read_record(directory, "summary.json")
+    true = {**claims(again, measured), "bytes_after": artifact.size_on_disk(directory)}
+    if not isinstance(told, dict) or (wrong := [name for name in true if not _close(told.get(name), true[name])]):
+        raise VerificationFailed(
+            f"the summary says other than the certificate: {', '.join(wrong) if isinstance(told, dict) else 'nothing'}",
+            expected="the values that follow from the evidence", mend="do not rely on it; compress again",
+            site=str(directory / artifact.FOLDER / "summary.json"),
+        )  # fmt: skip
     return Verified(files=count, windows=len(measured["perplexity"].windows), certificate=again)
 
 
@@ -120,6 +130,24 @@ def _agree(name: str, before: Any, after: Any) -> bool:
     if name in ("bound", "log_wealth", "tail_bound"):
         return math.isclose(before, after, rel_tol=1e-9, abs_tol=1e-12)
     return bool(before == after)
+
+
+def _close(told: Any, true: Any) -> bool:
+    """Equal, but for the last bits of an exponential."""
+    if isinstance(true, float) and isinstance(told, float):
+        return math.isclose(told, true, rel_tol=1e-9, abs_tol=1e-12)
+    return bool(told == true)
+
+
+def _plan(directory: Path) -> Plan:
+    path = directory / artifact.FOLDER / "plan.toml"
+    try:
+        return Plan.from_toml(path.read_text(encoding="utf-8"), site=str(path))
+    except (OSError, UnicodeDecodeError, InvalidPlan) as error:
+        raise VerificationFailed(
+            f"the plan cannot be read: {str(error).splitlines()[0]}", expected="the plan that was carried out",
+            mend="restore it from a copy", site=str(path),
+        ) from error  # fmt: skip
 
 
 def _equal(what: str, stored: str | None, found: str, directory: Path) -> None:

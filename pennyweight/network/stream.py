@@ -22,8 +22,12 @@ from pennyweight.network.network import Network
 from pennyweight.network.source import check_finite
 from pennyweight.network.trace import skeleton
 from pennyweight.numerics.linear import linear
+from pennyweight.numerics.memory import release
 
 Hidden = Float[Tensor, "windows length size"]
+
+
+CHUNK_TOKENS = 1024  # activations of a block at once: enough for the matrix products, and no more memory than a block
 
 
 class _Stop(Exception):
@@ -122,14 +126,18 @@ class Stream:
         return self._model.get_submodule(name)
 
     def forward(self, ids: Int[Tensor, "windows length"]) -> Hidden:
-        """Hidden states after the last block; every block's weights are read once."""
+        """Hidden states after the last block; each block is read once, and run on a few windows at a time."""
+        chunks = torch.split(ids, max(1, CHUNK_TOKENS // ids.shape[1]))
         with torch.no_grad():
             with self.beginning() as begin:
-                hidden = begin(ids)
+                hidden = [begin(chunk) for chunk in chunks]
+            release()
             for index in range(len(self.network.blocks)):
                 with self.block(index) as run:
-                    hidden = run(hidden)
-        return hidden
+                    for i, chunk in enumerate(hidden):
+                        hidden[i] = run(chunk)
+                release()
+        return torch.cat(hidden)
 
     def _run(self, ids: Tensor) -> None:
         try:
@@ -150,8 +158,10 @@ class Stream:
         return tuple(name for name in self.network.outer if name not in heads)
 
     def _end_names(self) -> tuple[str, ...]:
-        embeddings = {site.parameter for site in self.network.sites if site.role == "embedding"}
-        return tuple(name for name in self.network.outer if name not in embeddings)
+        table = self._model.get_input_embeddings().weight  # type: ignore[operator]
+        heads = {site.parameter for site in self.network.sites if site.role == "head"}
+        parameters = dict(self._model.named_parameters(remove_duplicate=False))
+        return tuple(name for name in self.network.outer if name in heads or parameters[name] is not table)
 
     @contextmanager
     def _materialised(self, names: tuple[str, ...]) -> Iterator[None]:

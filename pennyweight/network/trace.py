@@ -154,7 +154,9 @@ def _weightless(model: nn.Module) -> Iterator[None]:
         for name, parameter in list(module._parameters.items()):
             if parameter is not None:
                 before.append((module, name, parameter))
-                zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+                # Stacked experts go through products that refuse a stride of zero; untouched zeros cost little too.
+                flat = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+                zeros = flat if parameter.dim() < 3 else torch.zeros(parameter.shape, dtype=parameter.dtype)
                 module._parameters[name] = nn.Parameter(zeros, requires_grad=False)
         if isinstance(module, nn.Linear):
             module.forward = answer(module.out_features)  # type: ignore[method-assign]

@@ -33,7 +33,7 @@ def inverse_cholesky(gram: Float[Tensor, "n n"], damping: float, order: Int64[Te
 
     The first attempt is in float32; every later one in float64, so that damping is raised for the matrix's sake and not
     for the arithmetic's. Inputs that are never active (a zero on the diagonal) get the mean of the diagonal there:
-    their columns then neither receive nor pass on any error. At most two matrices beside the argument are in memory.
+    their columns then neither receive nor pass on any error. One matrix beside the argument is in memory.
 
     Args:
         gram: symmetric, mean of x xᵀ.
@@ -72,14 +72,14 @@ def _factor(gram: Tensor, order: Tensor | None, dtype: torch.dtype, added: float
     damped = gram.to(dtype, copy=True) if order is None else gram[order[:, None], order].to(dtype)
     diagonal = damped.diagonal()
     diagonal.add_((diagonal <= 0).to(dtype) * level).add_(added)
-    lower, info = torch.linalg.cholesky_ex(damped)
-    del damped, diagonal
+    # In place throughout: the matrix is symmetric, so its transpose is itself in the column order that LAPACK writes.
+    factor = damped.mT
+    info = torch.empty((), dtype=torch.int32)
+    torch.linalg.cholesky_ex(factor, out=(factor, info))
     if int(info) != 0:
         return None
-    inverse = torch.cholesky_inverse(lower)
-    del lower
-    upper: Tensor
-    upper, info = torch.linalg.cholesky_ex(inverse, upper=True)
-    if int(info) != 0 or not bool(torch.isfinite(upper.sum())):
+    torch.cholesky_inverse(factor, out=factor)
+    torch.linalg.cholesky_ex(factor, upper=True, out=(factor, info))
+    if int(info) != 0 or not bool(torch.isfinite(factor.sum())):
         return None
-    return upper
+    return factor

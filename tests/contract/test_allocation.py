@@ -20,7 +20,7 @@ STEPS = [Step((Stage("cast", Dense()),))] + [Step((Stage("gptq", Grid(bits=b, gr
 
 
 def table(seed: int, groups: int = 5) -> tuple[tuple[Option, ...], ...]:
-    """Groups of unequal size and sensitivity; fewer bits always cost more damage, and dense costs none."""
+    """Make groups of unequal size and sensitivity; fewer bits always cost more damage, and dense costs none."""
     rng = np.random.default_rng(seed)
     found = []
     for g in range(groups):

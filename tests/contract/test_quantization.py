@@ -111,7 +111,7 @@ def test_what_it_needs_it_asks_for(kind: type[Any]) -> None:
     weight, _ = layer()
     nothing = Statistics(edge="the.edge:output", count=0)
     if kind.needs:
-        with pytest.raises(MissingStatistics, match="the.edge:output"):
+        with pytest.raises(MissingStatistics, match=r"the\.edge:output"):
             run(kind(), weight, nothing, GRIDS[2])
     else:
         assert torch.isfinite(run(kind(), weight, nothing, GRIDS[2]).dequantize()).all()
@@ -160,7 +160,7 @@ def check_row_equivariant(kind: type[Any], _: RowEquivariant, grid: Grid) -> Non
     whole = run(kind(), weight, statistics, grid).dequantize()
     order = torch.randperm(ROWS, generator=stream(1, "rows"))
     permuted = run(kind(), weight[order], statistics, grid).dequantize()
-    # A product over other shapes may round differently, which moves a weight that sits on a tie: rare, never systematic.
+    # A product over other shapes may round differently, which moves a weight that sits on a tie: rarely.
     assert (permuted == whole[order]).float().mean() > 0.999
     parts = [run(kind(), rows, statistics, grid).dequantize() for rows in weight.split([5, 1, ROWS - 6])]
     assert (torch.cat(parts) == whole).float().mean() > 0.999

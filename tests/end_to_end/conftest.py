@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from end_to_end import world
+from tokenizers import Tokenizer
+from torch import nn
 
 from pennyweight.budget import Budget
 from pennyweight.flow.compress import Outcome, compress
@@ -32,18 +34,21 @@ def text(parts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(parts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def trained(
+    parts: list[str],
+    save_model: Callable[[dict[str, Any], Path], nn.Module],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], Path]:
     """Directory of a trained model: `llama`, `tied` or `wide`."""
-    import conftest as shared
-
     configurations = {"llama": LLAMA, "tied": {**LLAMA, "tie_word_embeddings": True}, "wide": WIDE}
     made: dict[str, Path] = {}
 
     def get(name: str) -> Path:
         if name not in made:
-            model = shared.build(configurations[name])
-            world.teach(model, shared.byte_tokenizer(), parts[:20])
-            made[name] = shared.save(model, tmp_path_factory.mktemp("trained") / name)
+            made[name] = tmp_path_factory.mktemp("trained") / name
+            model = save_model(configurations[name], made[name])
+            world.teach(model, Tokenizer.from_file(str(made[name] / "tokenizer.json")), parts[:20])
+            model.save_pretrained(made[name])  # type: ignore[operator]
         return made[name]
 
     return get
@@ -72,6 +77,41 @@ def outcome(llama: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -
 def artifact(outcome: Outcome, tmp_path: Path) -> Path:
     """A copy of the main artifact, to damage."""
     return Path(shutil.copytree(outcome.out, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="session")
+def for_vllm(wide: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """The best model of a size, for an engine that fuses sites and takes few widths."""
+    return compress(
+        wide, tmp_path_factory.mktemp("vllm") / "small", budget=Budget.fit("400KB"), calibration=text,
+        settings=world.settings(engine="vllm"),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def by_bits(trained: Callable[[str], Path], text: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """The best model at five bits a weight, embedding and head being one tensor."""
+    budget = Budget(metric="bits", at_most=5.0, unit="bits per weight")
+    return compress(
+        trained("tied"), tmp_path_factory.mktemp("bits") / "small", budget=budget, calibration=text,
+        settings=world.settings(),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("gguf", reason="the gguf extra is not installed")
+    return world.write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def from_gguf(gguf_file: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """A GGUF file as input, with a text of its own for the certificate."""
+    held_out = world.write_text(tmp_path_factory.mktemp("held") / "held.txt", world.documents(20, 4, seed=2))
+    return compress(
+        gguf_file, tmp_path_factory.mktemp("gguf") / "small", budget=Budget.lose("50%"), calibration=text,
+        held_out=held_out, settings=world.settings(),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@ A request: `arguments` of the command line, files for `stdout` and `stderr`, and
     kill_at       the child kills itself (SIGKILL) right before its n-th change of a file in the run or output directory
     full_at       from the n-th file it opens for writing there on, the disk is full (ENOSPC)
     file_limit    no file can become larger than this many bytes (EFBIG), whoever writes it
-    count_to      when it ends, it writes how many changes there were to stderr
+    count         when it ends, it writes three numbers to stderr: files opened for writing, which change moved the
+                  artifact to its place, and all changes
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
-            answer = {"code": os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])}
+            _, status, usage = os.wait4(request["wait"], 0)
+            answer = {"code": os.waitstatus_to_exitcode(status), "seconds": usage.ru_utime + usage.ru_stime}
         else:
             sys.stdout.flush()
             pid = os.fork()
@@ -60,8 +62,8 @@ def child(request: dict[str, Any]) -> None:
             code = run(request["arguments"])
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
-        if "count_to" in request:
-            print(f"\nchanges: {changes[0]}", file=sys.stderr)
+        if "count" in request:
+            print(f"\nchanges: {changes['opened']} {changes['moved']} {changes['all']}", file=sys.stderr)
     except BaseException:
         import traceback
 
@@ -73,23 +75,25 @@ def child(request: dict[str, Any]) -> None:
         os._exit(code)
 
 
-def arrange_accidents(request: dict[str, Any]) -> list[int]:
+def arrange_accidents(request: dict[str, Any]) -> dict[str, int]:
     """Watch every change of a file, as the interpreter reports it before it happens."""
-    counts = [0, 0]
-    kill_at, full_at, mark = request.get("kill_at"), request.get("full_at"), request.get("mark", "small")
+    counts = {"opened": 0, "moved": 0, "all": 0}
+    kill_at, full_at, mark = request.get("kill_at"), request.get("full_at"), "small"
 
     def watch(event: str, values: tuple[Any, ...]) -> None:
         opened = event == "open" and writes(values)
         if not opened and event not in CHANGES:
             return
-        if mark not in os.fsdecode(values[0]) if isinstance(values[0], str | bytes | os.PathLike) else True:
+        if not isinstance(values[0], str | bytes | os.PathLike) or mark not in os.fsdecode(values[0]):
             return
-        counts[0] += 1
-        if counts[0] == kill_at:
+        counts["all"] += 1
+        if event == "os.rename" and os.fsdecode(values[1]).endswith(f"/{mark}"):
+            counts["moved"] = counts["all"]
+        if counts["all"] == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         if opened:
-            counts[1] += 1
-            if full_at is not None and counts[1] >= full_at:
+            counts["opened"] += 1
+            if full_at is not None and counts["opened"] >= full_at:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fsdecode(values[0]))
 
     sys.addaudithook(watch)

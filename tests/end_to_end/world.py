@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 from torch import Tensor, nn
 
 from pennyweight.flow.compress import Settings
@@ -81,6 +82,52 @@ def teach(model: nn.Module, tokenizer: Tokenizer, parts: list[str], *, steps: in
     model.eval().requires_grad_(False)
 
 
+def write_gguf(path: Path) -> Path:
+    """A random llama of two blocks as llama.cpp would store it, with one token a byte."""
+    import gguf
+    import numpy as np
+
+    hidden, inner, heads, kv_heads, blocks = 64, 128, 4, 2, 2
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<|endoftext|>", *alphabet, "ka"]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(128)
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(blocks)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_dimension_count(hidden // heads)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] + [1] * (len(tokens) - 1))
+    writer.add_token_merges(["k a"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    kv = hidden // heads * kv_heads
+    block = {
+        "attn_q": (hidden, hidden), "attn_k": (kv, hidden), "attn_v": (kv, hidden), "attn_output": (hidden, hidden),
+        "ffn_gate": (inner, hidden), "ffn_up": (inner, hidden), "ffn_down": (hidden, inner), "attn_norm": (hidden,),
+        "ffn_norm": (hidden,),
+    }  # fmt: skip
+    shapes = {"token_embd": (len(tokens), hidden), "output_norm": (hidden,)}
+    shapes |= {f"blk.{i}.{name}": shape for i in range(blocks) for name, shape in block.items()}
+    generator = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        weight = (np.ones(shape) if len(shape) == 1 else 0.15 * generator.normal(size=shape)).astype(np.float32)
+        kind = gguf.GGMLQuantizationType["F32" if len(shape) == 1 else "Q8_0" if name == "token_embd" else "Q4_1"]
+        writer.add_tensor(f"{name}.weight", gguf.quants.quantize(weight, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def hashes(directory: Path) -> dict[str, str]:
     """SHA-256 of every file that must not differ between two runs of one command."""
     return {
@@ -103,6 +150,12 @@ class Ended:
     code: int
     stdout: str
     stderr: str
+    seconds: float = 0.0
+
+    def counts(self) -> tuple[int, int, int]:
+        """What `count` asked for: files opened for writing, the change that moved the artifact, all changes."""
+        opened, moved, changes = map(int, self.stderr.rpartition("changes: ")[2].split())
+        return opened, moved, changes
 
 
 class Child:
@@ -119,14 +172,21 @@ class Child:
             return False
         return state != "Z"
 
+    def spend(self, seconds: float) -> None:
+        """Wait until it spent so many seconds of the processor, or ended; other processes do not count."""
+        while self.running():
+            if int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[0]) >= 1e9 * seconds:
+                return
+            time.sleep(0.002)
+
     def signal(self, number: int) -> None:
         """Send a signal; it stays a zombie until `wait`, so the process number cannot be another's."""
         os.kill(self.pid, number)
 
     def wait(self) -> Ended:
         """Wait for its end."""
-        code = self._nursery.ask({"wait": self.pid})["code"]
-        return Ended(code, self._stdout.read_text(), self._stderr.read_text())
+        answer = self._nursery.ask({"wait": self.pid})
+        return Ended(answer["code"], self._stdout.read_text(), self._stderr.read_text(), answer["seconds"])
 
 
 class Nursery:

@@ -52,7 +52,7 @@ def of_samples(model: nn.Module, layers: list[str], ids: Tensor, drawn: Tensor) 
 
 
 def exact(model: nn.Module, layers: list[str], ids: Tensor) -> dict[str, Tensor]:
-    """The expectation of `of_samples` over the tokens drawn: Σ_t Σ_y p_t(y) (∂ log p_t(y))², mean over positions.
+    """Take the expectation of `of_samples` over the tokens drawn: Σ_t Σ_y p_t(y) (∂ log p_t(y))², mean over positions.
 
     The scores of different positions have mean zero and are drawn independently, so their cross terms vanish.
     """

@@ -24,7 +24,7 @@ class Fitted:
     top: int
 
     def code(self, value: float, row: int, column: int) -> int:
-        """The nearest code; halves go to the even one."""
+        """Find the nearest code; halves go to the even one."""
         g = column // self.group
         return int(min(max(np.rint(value / self.scale[row, g]) + self.zero[row, g], 0), self.top))
 
@@ -60,7 +60,7 @@ def round_to_nearest(weight: Array, fitted: Fitted) -> NDArray[np.int64]:
 
 
 def dequantize(codes: NDArray[np.int64], fitted: Fitted) -> Array:
-    """The weights that codes stand for."""
+    """Give the weights that codes stand for."""
     rows, columns = codes.shape
     return np.array([[fitted.value(codes[r, c], r, c) for c in range(columns)] for r in range(rows)])
 
@@ -69,7 +69,8 @@ def damped(gram: Array, damping: float) -> Array:
     """H + damping · mean(diag H) · I, with a live diagonal where an input is never active."""
     diagonal = np.diag(gram)
     level = diagonal[diagonal > 0].mean() if (diagonal > 0).any() else 1.0
-    return gram + np.diag(np.where(diagonal > 0, 0.0, level)) + damping * level * np.eye(len(gram))
+    result: Array = gram + np.diag(np.where(diagonal > 0, 0.0, level)) + damping * level * np.eye(len(gram))
+    return result
 
 
 def gptq(weight: Array, gram: Array, fitted: Fitted, damping: float) -> tuple[NDArray[np.int64], float]:

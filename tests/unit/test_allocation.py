@@ -53,6 +53,7 @@ def test_uniform_keeps_groups_that_lack_the_step_at_their_safest() -> None:
     table = (TABLE[0], (option("b", 16, 100, 0.0), option("b", 8, 50, 0.2)))
     assert bits(Uniform().allocate(table, Limit("bytes", 125))) == [8, 8]
     assert bits(Uniform().allocate((TABLE[0], TABLE[1][:1]), Limit("bytes", 125))) == [4, 16]
+    assert bits(Uniform().allocate((TABLE[0][::2], TABLE[1][:2]), Limit("bytes", 125))) == [4, 16]
 
 
 def test_uniform_may_fail_where_mixing_would_not() -> None:

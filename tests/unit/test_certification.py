@@ -420,9 +420,10 @@ def test_exact_is_strict():
 def test_exact_states_the_uncapped_mean_and_what_the_cap_hides():
     x = np.append(np.zeros(99), 5.0)
     made = certificate(x, perplexity_terms(population=100))
-    assert made.holds  # the claim is about the capped mean ...
+    assert not made.holds  # nothing was left to chance, so the cap excuses nothing ...
     assert made.bound == pytest.approx(0.0025)
-    assert made.estimate == pytest.approx(0.05)  # ... and the sentence says what that leaves out
+    assert made.estimate == pytest.approx(0.05)  # ... and the sentence says both
+    assert made.statement.startswith("Not within the limit of 2 %")
     assert "perplexity changes by +5.127 %;" in made.statement
     assert "1 window exceeds that cap" in made.statement
     assert made.tail_bound == 0.01

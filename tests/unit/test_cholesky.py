@@ -37,7 +37,16 @@ def test_the_argument_is_not_written_to() -> None:
     gram = correlated_gram(8, seed=1)
     before = gram.clone()
     inverse_cholesky(gram, 0.01)
+    inverse_cholesky(gram, 0.01, order=torch.arange(7, -1, -1))
     assert torch.equal(gram, before)
+
+
+def test_an_order_is_that_of_a_reordered_matrix() -> None:
+    gram = correlated_gram(20, seed=8)
+    gram[4], gram[:, 4] = 0, 0
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(9))
+    ordered = inverse_cholesky(gram, 0.01, order=order).upper
+    torch.testing.assert_close(ordered, inverse_cholesky(gram[order][:, order].contiguous(), 0.01).upper)
 
 
 def test_dead_inputs_stay_apart() -> None:

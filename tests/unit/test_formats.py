@@ -194,6 +194,15 @@ def test_groups_of_zeros_and_of_nearly_zeros(symmetric: bool, dtype: str) -> Non
         assert (result[2].abs() <= 1e-28).all()
 
 
+def test_scales_among_the_smallest_numbers_of_their_type() -> None:
+    """An 8-bit scale of 1e-5 is 4e-8, and float16 knows 6e-8 and its multiples: zero points stay codes all the same."""
+    weight = -heavy_weight(64, 32, seed=9).abs() * torch.logspace(-5, -4, 64)[:, None]
+    for search in (True, False):
+        result = rounded(weight, Grid(bits=8, symmetric=False), search=search)
+        assert (result <= 0).all()
+        assert ((result - weight).abs() <= weight.abs().amax(1, keepdim=True) / 3 + 6e-8).all()
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("search", [True, False])
 def test_a_scale_that_overflows_says_what_to_do(symmetric: bool, search: bool) -> None:

@@ -76,7 +76,7 @@ def test_formats_lists_the_grids() -> None:
     [
         ("[plan]", "[plan"), ("[plan]", "[plans]"), ("seed = 3", 'seed = "three"'), ("seed = 3\n", ""),
         ("bytes = 12345678", "bytes = []"), ("damage = 0.0123", 'damage = "much"'), ("gptq int4 g64 asym", "gptq"),
-        ("gptq int4 g64 asym", "gptq int4 g64"), ("gptq int4 g64 asym", ""), ("gptq int4 g64 asym", "gptq int12 g64 asym"),
+        ("gptq int4 g64 asym", "gptq int4 g64"), ("gptq int4 g64 asym", ""), ("int4 g64 asym", "int12 g64 asym"),
         ("gptq int4 g64 asym", "gptq int9 g64 asym"), ('step = "gptq int4 g64 asym"', "step = 4"),
         ('step = "gptq int4 g64 asym"', 'stap = "gptq int4 g64 asym"'), ("engine =", "motor ="), ("model =", "modal ="),
     ],

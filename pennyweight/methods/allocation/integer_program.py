@@ -41,6 +41,9 @@ class IntegerProgram:
         """
         limit.check_feasible(table)
         groups = [_undominated(options, limit) for options in table]
+        cheapest = tuple(min(options, key=limit.cost) for options in groups)
+        if limit.at_most <= 0 or not groups:
+            return cheapest
         flat = [(g, option) for g, options in enumerate(groups) for option in options]
         value = np.array([limit.value(option) for _, option in flat])
         cost = np.array([limit.cost(option) for _, option in flat])
@@ -60,7 +63,7 @@ class IntegerProgram:
         )
         if result.x is None:
             # Only the rounding of the limit above can bring us here: the cheapest option of every group is feasible.
-            return tuple(min(options, key=limit.cost) for options in groups)
+            return cheapest
         chosen = tuple(option for (_, option), x in zip(flat, result.x, strict=True) if x > 0.5)
         total = sum(limit.cost(option) for option in chosen)
         if total > limit.at_most:

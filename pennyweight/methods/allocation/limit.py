@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -36,6 +37,8 @@ class Limit:
         Raises:
             InfeasibleBudget: with the least that can be reached.
         """
+        if not math.isfinite(self.at_most):
+            raise InfeasibleBudget(f"{self.at_most} is not a limit on {self.of}", expected="a finite number")
         least = sum(min(self.cost(option) for option in options) for options in table)
         if least > self.at_most:
             raise InfeasibleBudget(

@@ -29,6 +29,8 @@ class Uniform:
             InfeasibleBudget: no step meets the limit.
         """
         limit.check_feasible(table)
+        if not table:
+            return ()
         labels = sorted({option.step.label() for options in table for option in options})
         candidates = [
             tuple(

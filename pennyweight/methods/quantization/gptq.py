@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from pennyweight.errors import InvalidMethod
 from pennyweight.formats import Compressed, Grid, Scales
-from pennyweight.numerics.cholesky import inverse_cholesky
+from pennyweight.numerics.cholesky import LARGEST_DAMPING, inverse_cholesky
 from pennyweight.promises import BetterOnAverage, Deterministic, Promise, RowEquivariant
 from pennyweight.statistics import Statistics
 
@@ -40,6 +41,15 @@ class GPTQ:
     search: bool = True
     chunk: int = 64
 
+    def __post_init__(self) -> None:
+        if not 0 < self.damping <= LARGEST_DAMPING or self.chunk < 1:
+            raise InvalidMethod(
+                f"damping={self.damping!r}, chunk={self.chunk!r}",
+                expected=f"a damping above 0 and up to {LARGEST_DAMPING:g}, and a chunk of one column or more",
+                mend="gptq(damping=0.01)",
+                site=self.name,
+            )
+
     def compress(
         self, weight: Float[Tensor, "out in"], statistics: Statistics, format: Grid, *, generator: Generator
     ) -> Compressed:
@@ -61,12 +71,13 @@ class GPTQ:
         for start in range(0, len(W), self.chunk):
             stop = min(start + self.chunk, len(W))
             errors = torch.empty(stop - start, W.shape[1])
+            rows = U[start:stop].contiguous()  # U is stored by columns
             for i, column in zip(range(start, stop), order[start:stop].tolist(), strict=True):
                 rounded = columns.encode(W[i], column)
                 codes[column] = rounded
-                error = torch.div(W[i] - columns.decode(rounded, column), U[i, i], out=errors[i - start])
-                W[i + 1 : stop].addr_(U[i, i + 1 : stop], error, alpha=-1)
-            W[stop:].addmm_(U[start:stop, stop:].T, errors, alpha=-1)  # one product for the whole chunk
+                error = torch.div(W[i] - columns.decode(rounded, column), rows[i - start, i], out=errors[i - start])
+                W[i + 1 : stop].addr_(rows[i - start, i + 1 : stop], error, alpha=-1)
+            W[stop:].addmm_(rows[:, stop:].T, errors, alpha=-1)  # one product for the whole chunk
         record = {"damping": factor.damping, "factorisations": factor.attempts}
         return Compressed((scales.part(codes.T.contiguous()),), tuple(weight.shape), record)
 
@@ -76,7 +87,8 @@ class GPTQ:
         """Expected squared change of each output under each format, without the sweep.
 
         The sweep's loss is Σ (rounding error of column i / U_ii)² (the paper's equation 2), and the rounding errors are
-        spread over the same grid as those of plain rounding; so plain rounding's errors stand in for them.
+        spread over the same grid as those of plain rounding; so plain rounding's errors stand in for them. It is the
+        loss under the damped gram matrix: up to a tenth high as a rule, more where the matrix is nearly singular.
         """
         gram = statistics.require_gram()
         order = gram.diagonal().argsort(descending=True, stable=True)
