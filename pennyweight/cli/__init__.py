@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What the flow knows how to mend it says itself; this is the rest: no permission, a directory for a file …
         print(
             f"{type(error).__name__}: {error.filename}: {error.strerror or error}\n"
-            "  expected: a file or directory that can be used like this\n  mend:     check the path and its permissions",
+            "  expected: a file or directory that can be used like this\n"
+            "  mend:     check the path and its permissions",
             file=sys.stderr,
         )
         return 2

@@ -147,14 +147,13 @@ def measure(arguments: Namespace) -> int:
         source=describe_source(arguments.on), separator=separator_id(reference.source, tokenizer),
     )  # fmt: skip
     require_windows(words, 1, "measuring")
-    check_vocabulary(words, reference)
-    check_vocabulary(words, compressed)
     sizes = [[s.shape[0] for s in n.sites if s.role == "embedding"] for n in (reference, compressed)]
     if sizes[0] != sizes[1]:
         raise InvalidMeasurement(
             f"vocabularies of {sizes[0]} and {sizes[1]} tokens", expected="two models that read the same tokens",
             mend="compare models of one family", site=arguments.compressed,
         )  # fmt: skip
+    check_vocabulary(words, reference)
     order = permutation(len(words), arguments.seed, "measure", words.fingerprint)
     if arguments.max_windows:
         order = np.sort(order[: arguments.max_windows])
@@ -268,6 +267,9 @@ def _settings(arguments: Namespace) -> Settings:
 def _read_plan(path: str) -> Plan:
     try:
         return Plan.from_toml(Path(path).read_text(encoding="utf-8"), site=path)
+    except InvalidPlan as error:
+        error.site = error.site or path
+        raise
     except FileNotFoundError as error:
         raise MissingFile(
             "there is no such plan", expected="a file that `pennyweight plan` wrote", mend="check the path", site=path

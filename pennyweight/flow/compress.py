@@ -153,7 +153,7 @@ def compress(
         return _finished(out, run, header)
     torch.set_num_threads(settings.threads)
     if not (run / "weights-checked.json").exists():
-        check_weights(reference, progress)
+        check_weights(reference, settings.dtype or "float16", progress)
     with open_run(run, header) as journal:
         journal.save("weights-checked.json", {})
         job = _Job(reference, words, budget, settings, journal, progress)
@@ -307,7 +307,8 @@ class _Job:
         sixteen = sum(2 * _elements(info.shape) for info in self.reference.source.tensors.values())
         return {
             **claims(result.certificate, result.certification),
-            "budget": asdict(self.budget), "model": str(self.reference.source.path.name), "source": _source(self.reference), "engine": self.settings.engine,
+            "budget": asdict(self.budget), "model": str(self.reference.source.path.name),
+            "source": _source(self.reference), "engine": self.settings.engine,
             "bytes_before": self.reference.source.stored_bytes, "bytes_16_bit": sixteen, "bytes_after": best.size,
             "bits": _bits(best, self.reference),
         }  # fmt: skip

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
+from pennyweight.errors import InvalidWeights
 from pennyweight.export import CompressedTensorsSource, is_compressed_tensors
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.network.network import Network
-from pennyweight.network.source import check_finite, open_source
+from pennyweight.network.opening import find_model, open_source
+from pennyweight.network.source import check_finite
 from pennyweight.network.trace import load_network
 
 
-def check_weights(network: Network, progress: Progress = QUIET) -> None:
-    """Read every tensor once and refuse NaN and infinity, before any work rests on them.
+def check_weights(network: Network, dtype: str, progress: Progress = QUIET) -> None:
+    """Read every tensor once and refuse NaN, infinity and what `dtype` cannot hold, before any work rests on them.
 
     Raises:
         InvalidWeights: names the tensor.
     """
+    most = torch.finfo(getattr(torch, dtype)).max
     with progress.stage("checking weights", network.source.stored_bytes) as advance:
         for name, info in network.source.tensors.items():
-            check_finite(name, network.source.read(name))
+            tensor = network.source.read(name)
+            check_finite(name, tensor)
+            if tensor.is_floating_point() and tensor.numel() and max(map(abs, map(float, tensor.aminmax()))) > most:
+                raise InvalidWeights(
+                    f"a value is beyond {most:g}, the largest of {dtype}", expected=f"weights that {dtype} can hold",
+                    mend="--dtype bfloat16, if the engine takes it", site=name,
+                )  # fmt: skip
             advance(info.bytes)
 
 
@@ -36,7 +47,7 @@ def load(model: str | Path, *, allow_network: bool = False) -> Network:
         CorruptFile: a file is damaged.
         InvalidModel: it is not a model we can read.
     """
-    path = Path(model)
+    path = find_model(model, allow_network=allow_network)
     if path.is_dir() and is_compressed_tensors(path):
         return load_network(CompressedTensorsSource(path))
-    return load_network(open_source(model, allow_network=allow_network))
+    return load_network(open_source(path))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pennyweight import catalogue
 from pennyweight.budget import Budget
-from pennyweight.errors import InfeasibleBudget, InvalidBudget, InvalidFormat, InvalidPlan, UnknownName
+from pennyweight.errors import InfeasibleBudget, InvalidBudget, InvalidFormat, InvalidMethod, InvalidPlan, UnknownName
 from pennyweight.export.engines import Engine, find
 from pennyweight.flow.options import Table
 from pennyweight.formats import Dense, Grid
@@ -104,7 +104,8 @@ class Planner:
     def _plan(self, limit: Limit) -> Plan:
         if not self.table.groups:
             raise InfeasibleBudget(
-                f"{self.engine.name} can take nothing of this model compressed: {', '.join({*self.table.kept.values()})}",
+                f"{self.engine.name} takes nothing of this model compressed: "
+                + "; ".join(sorted({*self.table.kept.values()})),
                 expected="one linear layer or more in a format it reads",
                 mend="pennyweight inspect MODEL shows what each engine takes", site="--for",
             )  # fmt: skip
@@ -158,7 +159,7 @@ def check_plan(plan: Plan, network: Network, *, site: str = "plan") -> Engine:
         for stage in step.stages:
             try:
                 catalogue.find(stage.method, "quantization")
-            except UnknownName as error:
+            except (UnknownName, InvalidMethod) as error:
                 raise InvalidPlan(error.happened, expected=error.expected, mend=error.mend, site=name) from error
         if len(step.stages) != 1 or not isinstance(step.stages[0].format, Grid):
             raise InvalidPlan(

@@ -17,6 +17,7 @@ import os
 import resource
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 CHANGES = frozenset({"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"})
@@ -84,7 +85,12 @@ def arrange_accidents(request: dict[str, Any]) -> dict[str, int]:
         opened = event == "open" and writes(values)
         if not opened and event not in CHANGES:
             return
-        if not isinstance(values[0], str | bytes | os.PathLike) or mark not in os.fsdecode(values[0]):
+        if not isinstance(values[0], str | bytes | os.PathLike):
+            return
+        path = os.fsdecode(values[0])
+        if event in ("os.remove", "os.rmdir") and values[1] >= 0:  # clearing up names files relative to their folder
+            path = f"{Path(f'/proc/self/fd/{values[1]}').readlink()}/{path}"
+        if mark not in path:
             return
         counts["all"] += 1
         if event == "os.rename" and os.fsdecode(values[1]).endswith(f"/{mark}"):

@@ -253,7 +253,7 @@ def test_one_document(compress: Refuse, llama: Path, tmp_path: Path) -> None:
 def test_a_text_as_long_as_it_says_is_enough(
     compress: Refuse, llama: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    parts = [part[:400] for part in world.documents(9, 1, seed=9)]
+    parts = [part[:150] for part in world.documents(9, 1, seed=9)]
     error = compress(llama, on=world.write_text(tmp_path / "short.txt", parts))
     needed = int(re.search(r"(\d+) tokens, about", error.expected)[1])  # type: ignore[index]
     longer = world.documents(12, 1, seed=9)
@@ -314,7 +314,8 @@ def test_partly_copied_text(compress: Refuse, llama: Path, parts: list[str], tmp
     [
         ("--lose", "-1%"), ("--lose", "-0.5"), ("--lose", "0"), ("--lose", "0%"), ("--lose", "abc"), ("--lose", ""),
         ("--lose", "2 percent"), ("--lose", "nan"), ("--lose", "1e999"), ("--lose=-1%",), ("--fit", "-3MB"),
-        ("--fit", "0"), ("--fit", "3 parsecs"), ("--fit", "MB"), ("--fit", "1e999GB"), ("--bits", "0"),
+        ("--fit", "0"), ("--fit", "3 parsecs"), ("--fit", "MB"), ("--fit", "1e999GB"), ("--fit", "0.001"),
+        ("--bits", "0"),
         ("--bits", "-4"), ("--bits", "nan"), ("--bits", "inf"),
     ],
     ids=" ".join,
@@ -323,10 +324,10 @@ def test_a_budget_that_means_nothing(budget: tuple[str, ...], compress: Refuse, 
     assert compress(llama, budget=budget).name == "InvalidBudget"
 
 
-@pytest.mark.parametrize("budget", [("--fit", "1KB"), ("--bits", "0.5"), ("--fit", "0.001")])
+@pytest.mark.parametrize("budget", [("--fit", "1KB"), ("--bits", "0.5")])
 def test_a_budget_that_nothing_meets(budget: tuple[str, ...], compress: Refuse, llama: Path) -> None:
     error = compress(llama, budget=budget)
-    assert error.name in ("InfeasibleBudget", "InvalidBudget")
+    assert error.name == "InfeasibleBudget"
     assert error.mend.startswith(budget[0])
 
 
@@ -458,7 +459,7 @@ def test_a_plan_for_another_model(with_plan: Refuse, wide: Path) -> None:
 )  # fmt: skip
 def test_a_step_that_cannot_be_carried_out(label: str, words: str, with_plan: Refuse) -> None:
     error = with_plan(lambda text: step(text, label))
-    assert error.name in ("InvalidPlan", "InvalidFormat", "UnknownName")
+    assert error.name in ("InvalidPlan", "InvalidFormat", "InvalidMethod", "UnknownName")
     assert words in error.happened + error.site
     if label != "gptq int9 g32 sym":
         assert SITE in error.site + error.happened or "plan.toml" in error.site, "it says which line to mend"
@@ -506,7 +507,7 @@ def test_a_damaged_plan(edit: Callable[[str], str], with_plan: Refuse) -> None:
     ("edit", "name"),
     [
         (lambda text: text.replace('engine = "transformers"', 'engine = "transfomers"'), "UnknownName"),
-        (lambda text: text.replace('dtype = "float16"', 'dtype = "float17"'), "InvalidPlan"),
+        (lambda text: text.replace('dtype = "float16"', 'dtype = "float17"'), "InvalidFormat"),
     ],
 )
 def test_a_plan_for_nobody(edit: Callable[[str], str], name: str, with_plan: Refuse) -> None:

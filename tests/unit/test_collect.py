@@ -17,7 +17,7 @@ from pennyweight.flow import collect as room
 from pennyweight.flow.collect import Collected, collect
 from pennyweight.flow.journal import Journal, Spill
 from pennyweight.network.network import Network
-from pennyweight.network.source import open_source
+from pennyweight.network.opening import open_source
 from pennyweight.network.trace import load_network
 
 NetworkOf = Callable[[str], Network]

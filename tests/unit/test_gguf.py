@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from pennyweight.errors import CorruptFile, InvalidModel, MissingExtra, MissingFile, PennyweightError
 from pennyweight.network.gguf import GGUFSource, _quiet_transformers, embedded_default
-from pennyweight.network.source import Source, open_source
+from pennyweight.network.opening import open_source
+from pennyweight.network.source import Source
 from pennyweight.network.tokenizer import load_tokenizer
 
 gguf = pytest.importorskip("gguf", reason="the gguf extra is not installed")

@@ -20,7 +20,7 @@ from pennyweight.flow.journal import Journal
 from pennyweight.flow.measure import ReferenceStates, Scorer, measure
 from pennyweight.methods.measurement import Agreement, KullbackLeibler, Perplexity
 from pennyweight.network.network import Network
-from pennyweight.network.source import open_source
+from pennyweight.network.opening import open_source
 from pennyweight.network.trace import load_network
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from pennyweight.errors import CorruptFile, InvalidModel, InvalidWeights, MissingFile, PennyweightError
-from pennyweight.network.source import DTYPES, INDEX, SafetensorsSource, Source, check_finite, open_source
+from pennyweight.network.opening import open_source
+from pennyweight.network.source import DTYPES, INDEX, SafetensorsSource, Source, check_finite
 from pennyweight.network.tokenizer import load_tokenizer, separator_id
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from pennyweight.errors import InvalidWeights
 from pennyweight.network.network import Network
-from pennyweight.network.source import Source, TensorInfo, open_source
+from pennyweight.network.opening import open_source
+from pennyweight.network.source import Source, TensorInfo
 from pennyweight.network.stream import Stream
 from pennyweight.network.trace import load_network
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from pennyweight.errors import InvalidModel
 from pennyweight.network.network import Network
-from pennyweight.network.source import open_source
+from pennyweight.network.opening import open_source
 from pennyweight.network.trace import load_network, skeleton, trace
 
 SPLIT = ("llama", "llama_tied", "qwen2", "qwen3", "mistral", "gemma2")  # q, k, v and gate, up are layers of their own
