@@ -149,7 +149,12 @@ class SafetensorsSource:
                     site=str(self.path),
                 )
         if not tensors:
-            raise InvalidModel("its safetensors files hold no tensor", expected="weights", site=str(self.path))
+            raise InvalidModel(
+                "its safetensors files hold no tensor",
+                expected="weights",
+                mend="download the model again, or pass the directory that holds it",
+                site=str(self.path),
+            )
         self.tensors: Mapping[str, TensorInfo] = tensors
 
     def read(self, name: str) -> Tensor:
@@ -270,7 +275,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
             f"not JSON: {error}", expected="a JSON object", mend="download it again", site=str(path)
         ) from error
     if not isinstance(value, dict):
-        raise CorruptFile(f"holds a JSON {type(value).__name__}", expected="a JSON object", site=str(path))
+        raise CorruptFile(
+            f"holds a JSON {type(value).__name__}", expected="a JSON object", mend="download it again", site=str(path)
+        )
     return value
 
 
