@@ -42,7 +42,8 @@ from pennyweight.flow import artifact, evidence
 from pennyweight.flow.candidate import build
 from pennyweight.flow.certify import terms_for
 from pennyweight.flow.collect import collect
-from pennyweight.flow.compress import Outcome, Settings, compress
+from pennyweight.flow.compress import Settings, compress
+from pennyweight.flow.delivery import Outcome
 from pennyweight.flow.journal import open_run
 from pennyweight.flow.load import load
 from pennyweight.flow.make_plan import Planner
@@ -74,7 +75,7 @@ class Case:
         text: file; it is split in three.
         settings: of every run of this repetition.
         plans: one a recipe.
-        hashes: of the files each plan gives.
+        hashes: of the weights each plan gives.
         pilots: losses on the selection split, by plan.
         truths: losses on every window of the certification split, in the order of the text, by plan.
     """
@@ -129,7 +130,7 @@ def make_case(directory: Path, seed: int, number: int, recipes: Sequence[tuple[s
         frozen = [build(plan, network, seen, words.selection, journal, states, QUIET) for plan in plans]
         truths = [measure(network, candidate.network, words.certification)["perplexity"] for candidate in frozen]
     return Case(
-        model=model, text=text, settings=settings, plans=plans, hashes=tuple(c.hash for c in frozen),
+        model=model, text=text, settings=settings, plans=plans, hashes=tuple(c.weights for c in frozen),
         pilots=tuple(c.selection["perplexity"] for c in frozen), truths=tuple(truths),
     )  # fmt: skip
 
@@ -213,7 +214,7 @@ def only(plans: Sequence[Plan]) -> Iterator[None]:
 
 def check(case: Case, outcome: Outcome) -> float:
     """See that this run was a null, whatever it certified; largest difference between its scores and the truth."""
-    plan = case.hashes.index(outcome.certificate.fingerprints["artifact"])
+    plan = case.hashes.index(outcome.certificate.fingerprints["weights"])
     values = artifact.read_record(outcome.out, "evidence.json")["certification"]
     found, truth = evidence.from_values(values)["perplexity"], case.truths[plan]
     assert found.fingerprint == truth.fingerprint, "another text was scored"

@@ -44,19 +44,19 @@ def main() -> None:
         python = Path(sys.executable) if name == "pennyweight" else _environment(work, name)
         out = work / f"out-{name}"
         common = [str(model), str(arguments.calibration), str(out)]
+        print(f"running {name}", flush=True)
         cost = _run([str(python), str(HERE / "peer_scripts" / f"run_{name}.py"), *common], arguments.threads)
         score = _run(
             [sys.executable, str(HERE / "peer_scripts" / "score.py"), str(model), str(arguments.test), str(out)],
             arguments.threads,
         )
-        rows.append({"tool": name, **{k: v for k, v in cost.items() if k != "stdout"}, **json.loads(score["stdout"])})
-        print(json.dumps(rows[-1]), flush=True)
-    ours = rows[0]
-    for row in rows[1:]:
-        row["ours_over_this"] = {
-            key: ours[key] / row[key] for key in ("wall_s", "cpu_s", "peak_mb", "perplexity", "kl") if row.get(key)
-        }
-    print(machine.write("peers", {**machine.facts(0), "threads": arguments.threads, "rows": rows}))
+        row = {"tool": name, **{k: v for k, v in cost.items() if k != "stdout"}, **json.loads(score["stdout"])}
+        if rows:
+            keys = ("wall_s", "cpu_s", "peak_mb", "perplexity", "kl")
+            row["ours_over_this"] = {key: rows[0][key] / row[key] for key in keys}
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+        machine.write("peers", {**machine.facts(0), "threads": arguments.threads, "rows": rows})  # after every tool
 
 
 def _environment(work: Path, name: str) -> Path:
@@ -86,7 +86,7 @@ def _run(command: list[str], threads: int) -> dict[str, object]:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+        raise RuntimeError(f"{Path(command[1]).name} ended with {process.returncode}")
     return {
         "stdout": output.strip().splitlines()[-1] if output.strip() else "",
         "wall_s": time.monotonic() - start,

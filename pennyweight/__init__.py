@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from pennyweight.budget import Budget, Certificate, Measurement, Terms
     from pennyweight.corpus import Windows
     from pennyweight.flow.collect import Collected
-    from pennyweight.flow.compress import Outcome, Settings, compress
+    from pennyweight.flow.compress import Settings, compress
+    from pennyweight.flow.delivery import Outcome
     from pennyweight.flow.load import load
     from pennyweight.flow.measure import measure
     from pennyweight.flow.steps import apply, certify, collect, held_out, make_plan, sample
@@ -31,7 +32,8 @@ _PLACES = {
     "pennyweight.budget": ("Budget", "Certificate", "Measurement", "Terms"),
     "pennyweight.corpus": ("Windows",),
     "pennyweight.flow.collect": ("Collected",),
-    "pennyweight.flow.compress": ("Outcome", "Settings", "compress"),
+    "pennyweight.flow.compress": ("Settings", "compress"),
+    "pennyweight.flow.delivery": ("Outcome",),
     "pennyweight.flow.load": ("load",),
     "pennyweight.flow.measure": ("measure",),
     "pennyweight.flow.steps": ("apply", "certify", "collect", "held_out", "make_plan", "sample"),

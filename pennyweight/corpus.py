@@ -47,7 +47,7 @@ class Windows:
         names: of all documents of the split, by that index.
         source: what the text is, in words.
         split: `calibration`, `selection` or `certification`.
-        fingerprint: sha256 of ids, source, split and tokenizer.
+        fingerprint: sha256 of ids and split.
         dropped_tokens: the ragged tail, too short for a window.
         text_bytes: size of the text in UTF-8, tail included.
     """
@@ -265,7 +265,7 @@ def cut(
     starts = np.arange(n) * length
     windows = torch.from_numpy(tokens[: n * length].reshape(n, length).copy())
     digest = hashlib.sha256()
-    for part in (source, split, str(length), hashlib.sha256(description.encode()).hexdigest()):
+    for part in (split, str(length)):  # not the name: a renamed file must not give another certification order
         digest.update(part.encode() + b"\0")
     digest.update(windows.numpy().astype("<i8").tobytes())
     return Windows(

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pennyweight.flow.compress import Outcome
+from pennyweight.flow.delivery import Outcome
 
 VERDICTS = {
     "certified": "certified", "exact": "certified (every window was scored)", "futile": "NOT certified: it loses more",

@@ -119,7 +119,10 @@ class ShardWriter:
         found = (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
         assert found == (entry.dtype, entry.shape), f"{name} is {found}, announced as {entry.dtype} {entry.shape}"
         self._missing.remove(name)
-        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        flat = tensor.detach().cpu().contiguous().flatten()
+        if flat.numel() == 1:  # may keep the stride of the view it came from, which bytes cannot be read through
+            flat = flat.clone(memory_format=torch.contiguous_format)
+        raw = flat.view(torch.uint8)
         self._put(self._offsets[name], raw.numpy().data)
 
     def _put(self, offset: int, data: bytes | memoryview) -> None:

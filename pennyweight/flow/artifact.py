@@ -36,6 +36,11 @@ def model_hash(directory: Path) -> str:
     return of_value({n: of_file(p) for n, p in files(directory).items() if not n.startswith(f"{FOLDER}/")})
 
 
+def weights_hash(directory: Path) -> str:
+    """Hash of the weights alone: what the order of certification depends on, whatever files lie beside them."""
+    return of_value({n: of_file(p) for n, p in files(directory).items() if n.endswith(".safetensors")})
+
+
 def write_record(directory: Path, name: str, value: Any) -> None:
     """Write a value as canonical JSON into our folder."""
     write_text(directory, name, canonical(value).decode())

@@ -36,6 +36,7 @@ class Candidate:
         directory: files an engine loads.
         network: read from those files.
         hash: of those files.
+        weights: hash of the safetensors files among them.
         size: of those files, bytes.
         selection: scores on the selection split, by metric.
     """
@@ -45,6 +46,7 @@ class Candidate:
     directory: Path
     network: Network
     hash: str
+    weights: str
     size: int
     selection: Mapping[str, Measurement]
 
@@ -82,7 +84,8 @@ def build(
             _read_back(directory, applied, reference)
         facts = {
             "ledger": [asdict(row) for row in applied.ledger()], "accounting": accounting.to_dict(),
-            "hash": artifact.model_hash(directory), "size": artifact.size_on_disk(directory),
+            "hash": artifact.model_hash(directory), "weights": artifact.weights_hash(directory),
+            "size": artifact.size_on_disk(directory),
         }  # fmt: skip
         journal.save(f"candidates/{key}.json", facts)
     facts = journal.load(f"candidates/{key}.json")
@@ -93,7 +96,7 @@ def build(
             scores = scorer.score(np.arange(len(windows), dtype=np.int64), advance)
         journal.save(f"selection/{key}.json", evidence.to_values(scores))
     selection = evidence.from_values(journal.load(f"selection/{key}.json"))
-    return Candidate(plan, key, directory, network, facts["hash"], facts["size"], selection)
+    return Candidate(plan, key, directory, network, facts["hash"], facts["weights"], facts["size"], selection)
 
 
 def facts_of(candidate: Candidate, journal: Journal) -> Any:

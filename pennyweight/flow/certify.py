@@ -83,7 +83,7 @@ def certify_candidate(
         progress: told about every window.
     """
     terms = terms_for(budget, selection["perplexity"], len(windows), most)
-    seed, order = evidence.random_order(len(windows), windows.fingerprint, fingerprints["artifact"], salt)
+    seed, order = evidence.random_order(len(windows), windows.fingerprint, fingerprints["weights"], salt)
     scorer = Scorer(reference, candidate, windows, states)
     parts: list[dict[str, Any]] = []
     with progress.stage("certifying", terms.n_max) as advance:

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import resource
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import safetensors
 import scipy
 import torch
 import transformers
 
-from pennyweight.budget import Budget, Certificate
-from pennyweight.errors import InfeasibleBudget, InvalidOutput
+from pennyweight.budget import Budget
 from pennyweight.export.engines import find
-from pennyweight.flow import artifact, evidence
+from pennyweight.flow import artifact
 from pennyweight.flow.candidate import Candidate, build, facts_of
-from pennyweight.flow.certify import Judged, certify_candidate, claims
+from pennyweight.flow.certify import Judged, certify_candidate
 from pennyweight.flow.collect import collect
+from pennyweight.flow.delivery import Outcome, check_free, check_size, deliver, finished, outcome_of, weights_of
 from pennyweight.flow.journal import Journal, open_run
 from pennyweight.flow.load import check_weights, load
 from pennyweight.flow.make_plan import Planner, check_dtype, check_plan, usual_dtype
@@ -34,7 +30,7 @@ from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.text import Texts, texts
 from pennyweight.methods.certification import FixedSequence
 from pennyweight.network.network import Network
-from pennyweight.numerics.hashing import canonical, of_value
+from pennyweight.numerics.hashing import of_value
 from pennyweight.plan import Plan
 
 VERSION = "0.1.0"
@@ -76,23 +72,6 @@ class Settings:
     threads: int = field(default_factory=torch.get_num_threads)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a run ended with.
-
-    Args:
-        out: directory of the artifact.
-        certificate: the claim, whether it holds or not.
-        holds: whether the budget is met: a certified loss, or a size that fits.
-        summary: numbers for people and machines.
-    """
-
-    out: Path
-    certificate: Certificate
-    holds: bool
-    summary: Mapping[str, Any]
-
-
 def compress(
     model: str | Path,
     out: str | Path,
@@ -127,7 +106,7 @@ def compress(
     settings = settings or Settings()
     out = Path(out) if Path(out).name not in ("", "..") else Path(out).resolve()
     run = out.parent / f"{out.name}.run"
-    _check_free(out, run)
+    check_free(out, run)
     started = time.monotonic()
     engine = find(settings.engine)
     reference = load(model, allow_network=allow_network)
@@ -150,7 +129,7 @@ def compress(
         "code": artifact.code_hash(), "versions": versions(),
     }  # fmt: skip
     if out.exists() and any(out.iterdir()):
-        return _finished(out, run, header)
+        return finished(out, run, header)
     torch.set_num_threads(settings.threads)
     if not (run / "weights-checked.json").exists():
         check_weights(reference, settings.dtype or "float16", progress)
@@ -159,10 +138,13 @@ def compress(
         job = _Job(reference, words, budget, settings, journal, progress)
         ladder = job.ladder(plan)
         rungs, judged, best = job.certify(ladder)
-        _check_size(budget, best)
-        summary = job.finish(out, rungs, judged, best, header, time.monotonic() - started)
+        check_size(budget, best)
+        deliver(
+            out, best, judged[best.key], rungs, facts_of(best, journal), header, reference,
+            salt=job.salt, seconds=time.monotonic() - started, progress=progress,
+        )  # fmt: skip
     shutil.rmtree(run)
-    return _outcome(out, summary)
+    return outcome_of(out)
 
 
 @dataclass(eq=False)
@@ -184,6 +166,11 @@ class _Job:
         key = f"reference/{self.reference.source.fingerprint[:16]}"
         self.selection_states = ReferenceStates(self.journal, f"{key}-{self.words.selection.fingerprint[:16]}")
         self.certification_states = ReferenceStates(self.journal, f"{key}-{self.words.certification.fingerprint[:16]}")
+
+    @property
+    def salt(self) -> str:
+        """Declared part of the certification order's seed."""
+        return f"{self.settings.seed} {self.settings.salt}"
 
     def planner(self) -> Planner:
         """Predict every option, once."""
@@ -233,9 +220,10 @@ class _Job:
             judged[candidate.key] = certify_candidate(
                 f"certification/{candidate.key}", self.budget, self.reference, candidate.network,
                 self.words.certification, candidate.selection, self.journal, self.certification_states,
-                salt=f"{self.settings.seed} {self.settings.salt}",
+                salt=self.salt,
                 fingerprints={
                     "model": self.reference.source.fingerprint, "artifact": candidate.hash,
+                    "weights": candidate.weights,
                     "plan": of_value(candidate.plan.to_toml()), "code": artifact.code_hash(),
                     **self.words.fingerprints,
                 },
@@ -252,65 +240,13 @@ class _Job:
         certificate = judged.certificate if judged else None
         return {
             "plan": of_value(candidate.plan.to_toml()), "bytes": candidate.size, "chosen": chosen,
-            "predicted_kl": candidate.plan.damage, "selection": means, "bits": _bits(candidate, self.reference),
+            "predicted_kl": candidate.plan.damage, "selection": means,
+            "bits": 8 * candidate.plan.bytes / weights_of(self.reference),
             "verdict": certificate.verdict if certificate else "not reached",
             "holds": bool(certificate and certificate.holds),
             "bound": certificate.bound if certificate else None,
             "estimate": certificate.estimate if certificate else None,
             "scored": certificate.scored if certificate else 0,
-        }  # fmt: skip
-
-    def finish(
-        self,
-        out: Path,
-        rungs: list[dict[str, Any]],
-        judged: Mapping[str, Judged],
-        best: Candidate,
-        header: Mapping[str, Any],
-        seconds: float,
-    ) -> dict[str, Any]:
-        """Put everything beside the chosen candidate's files, seal it, and move it to its place at once.
-
-        Until it is moved the candidate stays where a resumed run looks for it; records are then written once more.
-        """
-        result = judged[best.key]
-        facts = facts_of(best, self.journal)
-        certificate = result.certificate
-        staged = best.directory
-        artifact.write_record(staged, "certificate.json", certificate)
-        artifact.write_record(
-            staged, "evidence.json",
-            {
-                "selection": evidence.to_values(result.selection),
-                "certification": evidence.to_values(result.certification),
-                "salt": f"{self.settings.seed} {self.settings.salt}",
-            },
-        )  # fmt: skip
-        artifact.write_record(staged, "ledger.json", facts["ledger"])
-        artifact.write_record(staged, "accounting.json", facts["accounting"])
-        artifact.write_record(staged, "ladder.json", rungs)
-        artifact.write_record(staged, "run.json", {**header, "source": _source(self.reference)})
-        artifact.write_text(staged, "plan.toml", best.plan.to_toml())
-        summary = self._summary(best, result)
-        artifact.write_record(staged, "summary.json", summary)
-        artifact.seal(staged)
-        timing = {
-            "seconds": seconds, "stages": self.progress.seconds, "peaks": self.progress.peaks,
-            "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {self.settings.threads} threads",
-        }  # fmt: skip
-        artifact.write_record(staged, "timing.json", timing)
-        _move(staged, out)
-        return summary
-
-    def _summary(self, best: Candidate, result: Judged) -> dict[str, Any]:
-        sixteen = sum(2 * _elements(info.shape) for info in self.reference.source.tensors.values())
-        return {
-            **claims(result.certificate, result.certification),
-            "budget": asdict(self.budget), "model": str(self.reference.source.path.name),
-            "source": _source(self.reference), "engine": self.settings.engine,
-            "bytes_before": self.reference.source.stored_bytes, "bytes_16_bit": sixteen, "bytes_after": best.size,
-            "bits": _bits(best, self.reference),
         }  # fmt: skip
 
 
@@ -341,65 +277,3 @@ def _smaller_as_riskier(ladder: list[Candidate]) -> list[Candidate]:
         if not kept or candidate.size < kept[-1].size:
             kept.append(candidate)
     return kept
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    return int(torch.Size(shape).numel())
-
-
-def _bits(candidate: Candidate, reference: Network) -> float:
-    """Stored bits per weight over all tensors."""
-    weights = sum(_elements(info.shape) for info in reference.source.tensors.values())
-    return 8 * candidate.plan.bytes / weights
-
-
-def _source(network: Network) -> str:
-    return network.source.description
-
-
-def _check_size(budget: Budget, best: Candidate) -> None:
-    if budget.metric == "size" and best.size > budget.at_most:
-        raise InfeasibleBudget(
-            f"the files came out at {best.size} bytes, over the {budget.at_most:.0f} allowed",
-            expected="a prediction that counts headers in full", site="--fit",
-            mend=f"--fit {best.size}B, and report this",
-        )  # fmt: skip
-
-
-def _move(staged: Path, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.exists():
-        out.rmdir()
-    staged.rename(out)
-
-
-def _check_free(out: Path, run: Path) -> None:
-    """Refuse an output that is taken; whether it is this very run's own is known once its header is."""
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not run.exists())):
-        raise _taken(out)
-
-
-def _finished(out: Path, run: Path, header: Mapping[str, Any]) -> Outcome:
-    """The outcome of a run that was killed when all was done but removing its leftovers."""
-    stored = artifact.read_record(out, "run.json") if (out / artifact.SEAL).is_file() else None
-    if not isinstance(stored, dict) or any(
-        stored.get(k) != v for k, v in msgspec.json.decode(canonical(header)).items()
-    ):
-        raise _taken(out)
-    shutil.rmtree(run, ignore_errors=True)
-    return _outcome(out, artifact.read_record(out, "summary.json"))
-
-
-def _taken(out: Path) -> InvalidOutput:
-    return InvalidOutput(
-        "the output directory is not empty" if out.is_dir() else "the output is a file",
-        expected="a directory that does not exist yet, or an empty one",
-        mend="choose another --out, or remove it",
-        site=str(out),
-    )
-
-
-def _outcome(out: Path, summary: Mapping[str, Any]) -> Outcome:
-    from pennyweight.flow.verify import read_certificate
-
-    return Outcome(out=out, certificate=read_certificate(out), holds=bool(summary["holds"]), summary=summary)

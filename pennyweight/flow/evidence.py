@@ -13,13 +13,13 @@ from pennyweight.errors import VerificationFailed
 from pennyweight.numerics.random import derived_seed, permutation
 
 
-def random_order(count: int, windows: str, artifact: str, salt: str) -> tuple[int, NDArray[np.int64]]:
+def random_order(count: int, windows: str, weights: str, salt: str) -> tuple[int, NDArray[np.int64]]:
     """The order in which windows are drawn, and the seed it comes from.
 
-    The seed follows from the hashes of the text and of the candidate's bytes, so that a candidate that failed cannot
-    be tried again under a luckier order.
+    The seed follows from the hashes of the text's tokens and of the candidate's weights, so that a candidate that
+    failed does not get another order by renaming a file. Only the salt is anyone's choice; the evidence records it.
     """
-    names = ("certification order", windows, artifact)
+    names = ("certification order", windows, weights)
     return derived_seed(salt, *names), permutation(count, salt, *names)
 
 

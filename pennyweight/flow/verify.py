@@ -79,6 +79,7 @@ def verify(directory: str | Path) -> Verified:
             site=str(directory),
         ) from error  # fmt: skip
     _equal("artifact", stored.fingerprints.get("artifact"), artifact.model_hash(directory), directory)
+    _equal("weights", stored.fingerprints.get("weights"), artifact.weights_hash(directory), directory)
     _equal("plan", stored.fingerprints.get("plan"), of_value(_plan(directory).to_toml()), directory)
     run: Any = artifact.read_record(directory, "run.json")
     for name in ("model", "code"):
@@ -113,7 +114,7 @@ def _again(stored: Certificate, selection: Any, measured: Any, salt: str) -> Cer
         raise VerificationFailed("a certificate of a corpus needs its number of windows", site="certificate.json")
     terms = terms_for(stored.budget, selection["perplexity"], population, stored.terms.n_max)
     loss = measured["perplexity"]
-    seed, order = evidence.random_order(population, loss.fingerprint, stored.fingerprints["artifact"], salt)
+    seed, order = evidence.random_order(population, loss.fingerprint, stored.fingerprints["weights"], salt)
     if loss.windows.tolist() != order[: len(loss.windows)].tolist():
         raise VerificationFailed(
             "the windows were not scored in the order that the hashes prescribe",

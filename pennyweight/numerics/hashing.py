@@ -1,4 +1,4 @@
-"""Fingerprints: SHA-256 of files, values and tensors, and the one way we write JSON that is hashed."""
+"""Fingerprints: SHA-256 of files and values, and the one way we write JSON that is hashed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
-from torch import Tensor
 
 CHUNK = 1 << 22
 
@@ -24,14 +22,6 @@ def of_file(path: Path) -> str:
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
-    return digest.hexdigest()
-
-
-def of_tensor(tensor: Tensor) -> str:
-    """SHA-256 of type, shape and bytes."""
-    data = tensor.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{data.dtype} {tuple(data.shape)} ".encode())
-    digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from pennyweight.budget import Budget
-from pennyweight.flow.compress import Outcome, compress
+from pennyweight.flow.compress import compress
+from pennyweight.flow.delivery import Outcome
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama", "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,

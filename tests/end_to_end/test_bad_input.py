@@ -14,7 +14,7 @@ from end_to_end import world
 from safetensors.torch import load_file, save_file
 
 from pennyweight.cli import main
-from pennyweight.flow.compress import Outcome
+from pennyweight.flow.delivery import Outcome
 from pennyweight.plan import Plan
 
 FORM = re.compile(r"(\w+): ([^\n]+?): ([^\n]+)\n  expected: ([^\n]+)\n  mend:     ([^\n]+)\n")

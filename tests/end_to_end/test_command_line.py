@@ -16,7 +16,7 @@ from end_to_end import world
 from end_to_end.world import Nursery
 
 from pennyweight.cli import main
-from pennyweight.flow.compress import Outcome
+from pennyweight.flow.delivery import Outcome
 from pennyweight.flow.verify import verify
 from pennyweight.plan import Plan
 

@@ -19,7 +19,8 @@ from pennyweight.budget import Budget
 from pennyweight.errors import InfeasibleBudget
 from pennyweight.export.engines import find
 from pennyweight.flow import evidence
-from pennyweight.flow.compress import Outcome, compress
+from pennyweight.flow.compress import compress
+from pennyweight.flow.delivery import Outcome
 from pennyweight.flow.load import load
 from pennyweight.flow.text import texts
 from pennyweight.flow.verify import verify

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pennyweight.flow.compress import Outcome
+from pennyweight.flow.delivery import Outcome
 from pennyweight.flow.load import load
 from pennyweight.network.stream import Stream
 

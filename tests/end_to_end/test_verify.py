@@ -14,7 +14,7 @@ from end_to_end import world
 
 from pennyweight.errors import VerificationFailed
 from pennyweight.flow import artifact as artifacts
-from pennyweight.flow.compress import Outcome
+from pennyweight.flow.delivery import Outcome
 from pennyweight.flow.verify import verify
 from pennyweight.numerics.hashing import canonical, of_file, of_value
 

@@ -249,10 +249,10 @@ def test_windows_fingerprint() -> None:
 
     other = byte_tokenizer()
     other.add_special_tokens(["<unused>"])
-    seen = [fingerprint(), fingerprint(length=4), fingerprint(split="c"), fingerprint(source="d"),
-            fingerprint(tokenizer=other)]  # fmt: skip
-    assert len(set(seen)) == 5
-    assert fingerprint() == seen[0]
+    seen = [fingerprint(), fingerprint(length=4), fingerprint(split="c")]
+    assert len(set(seen)) == 3
+    # the same tokens are the same windows, whatever the file is called: the certification order hangs on this
+    assert fingerprint() == fingerprint(source="d") == fingerprint(tokenizer=other) == seen[0]
 
 
 def test_truncation_in_the_tokenizer_does_not_shorten_the_text() -> None:
