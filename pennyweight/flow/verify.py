@@ -154,6 +154,6 @@ def _plan(directory: Path) -> Plan:
 def _equal(what: str, stored: str | None, found: str, directory: Path) -> None:
     if stored != found:
         raise VerificationFailed(
-            f"the certificate is about another {what} ({str(stored)[:12]}…, here {found[:12]}…)",
+            f"the certificate names another {what} hash ({str(stored)[:12]}…, here {found[:12]}…)",
             expected=f"the {what} that was certified", mend="restore it from a copy", site=str(directory),
         )  # fmt: skip

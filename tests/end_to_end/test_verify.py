@@ -255,6 +255,7 @@ def test_another_model_under_the_certificate(artifact: Path, outcome: Outcome) -
     path.write_bytes(data)
     certificate = artifacts.read_record(artifact, "certificate.json")
     certificate["fingerprints"]["artifact"] = artifacts.model_hash(artifact)
+    certificate["fingerprints"]["weights"] = artifacts.weights_hash(artifact)
     artifacts.write_record(artifact, "certificate.json", certificate)
     artifacts.seal(artifact)
     with pytest.raises(VerificationFailed, match="order"):
