@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check format bench docs clean
+.PHONY: setup demo test check format bench clean
 
 setup: $(STAMP)
 
@@ -33,11 +33,17 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Long: about an hour on two cores. The peers need environments of their own and two texts that are not in the project:
+# make bench TRAIN=train.txt TEST=test.txt
 bench: $(STAMP)
+	$(BIN)/python benchmarks/linear.py
+	$(BIN)/python benchmarks/grid_error.py
 	$(BIN)/python benchmarks/certification_simulation.py
 	$(BIN)/python benchmarks/null_compress.py
 	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/peers.py
+ifneq ($(TRAIN),)
+	$(BIN)/python benchmarks/peers.py --work build/peers --calibration $(TRAIN) --test $(TEST) --peers llmcompressor,gptqmodel
+endif
 
 clean:
 	rm -rf $(VENV) demo build

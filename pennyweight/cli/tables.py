@@ -50,7 +50,9 @@ def outcome(result: Outcome, timing: Mapping[str, Any], page: Path) -> None:
     table.add_row(
         "perplexity", f"{s['perplexity_before']:.3f}", f"{s['perplexity_after']:.3f} ({percent(math.expm1(s['rise']))})"
     )
-    bound = "exact" if s["verdict"] == "exact" else f"at most {percent(math.expm1(s['bound']))}"
+    # Rounded up, as in the statement: a bound must not look smaller than it is.
+    most = math.ceil(round(math.expm1(s["bound"]) * 1e4, 6)) / 1e4
+    bound = "exact" if s["verdict"] == "exact" else f"at most {percent(most)}"
     table.add_row(f"its bound at {s['confidence']:.0%} confidence", "", bound)
     table.add_row("same next token chosen", "", percent(s["agreement"], sign=False))
     table.add_row("KL, nats per token", "", f"{s['kl']:.5f}")
