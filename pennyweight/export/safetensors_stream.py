@@ -110,7 +110,11 @@ class ShardWriter:
     def __enter__(self) -> Self:
         with writing(self.path, self._size):
             self._file = self._temporary.open("wb")
-        self._put(0, self._header)
+        try:
+            self._put(0, self._header)
+        except BaseException:
+            self._discard()
+            raise
         return self
 
     def put(self, name: str, tensor: Tensor) -> None:
