@@ -24,6 +24,8 @@ from pennyweight.numerics.random import stream
 from pennyweight.plan import Plan, Step
 from pennyweight.statistics import Statistics
 
+ROWS = 1024  # outputs whose errors are computed at once
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -148,12 +150,7 @@ def _same_step(group: tuple[Site, ...], plan: Plan) -> list[tuple[list[Site], St
 def _compress(
     members: list[Site], step: Step, network: Network, statistics: Mapping[str, Statistics], seed: int
 ) -> tuple[dict[str, Tensor], list[Row]]:
-    weights = []
-    for site in members:
-        weight = network.source.read(network.stored_name(site.parameter)).float()
-        check_finite(site.parameter, weight)
-        weights.append(weight)
-    weight = torch.cat(weights)
+    weight = _stacked(members, network)
     seen = statistics[members[0].reads]
     stage = step.stages[0]
     if not isinstance(stage.format, Grid):
@@ -169,11 +166,10 @@ def _compress(
         result = fallback.compress(weight, seen, stage.format, generator=generator)
         actual, reason = f"{fallback.name} {stage.format.label()}", error.happened
     gram = seen.require_gram()
-    error_rows = _output_square(result.dequantize() - weight, gram)
-    output_rows = _output_square(weight, gram)
     rows, start = [], 0
     for site in members:
         stop = start + site.shape[0]
+        changed, whole = _squares(result, weight, gram, start, stop)
         rows.append(
             Row(
                 site=site.name,
@@ -181,7 +177,7 @@ def _compress(
                 actual=actual,
                 reason=reason,
                 bits=stage.format.stored_bits(site.shape) / site.elements,
-                error=float(error_rows[start:stop].sum() / output_rows[start:stop].sum().clamp(min=1e-30)),
+                error=changed / max(whole, 1e-30),
                 damping=float(result.record.get("damping", 0.0)),
                 factorisations=int(result.record.get("factorisations", 0)),
             )  # fmt: skip
@@ -190,6 +186,25 @@ def _compress(
     return dict(result.parts[0].tensors), rows
 
 
-def _output_square(matrix: Tensor, gram: Tensor) -> Tensor:
-    """Mean square of each output of a matrix."""
-    return linear(matrix, gram).mul_(matrix).sum(1).double()
+def _stacked(members: list[Site], network: Network) -> Tensor:
+    """Weights of sites that read one edge, one below the other, read one at a time."""
+    stacked = torch.empty(sum(site.shape[0] for site in members), members[0].shape[1])
+    start = 0
+    for site in members:
+        weight = network.source.read(network.stored_name(site.parameter))
+        check_finite(site.parameter, weight)
+        stacked[start : start + site.shape[0]] = weight
+        start += site.shape[0]
+    return stacked
+
+
+def _squares(result: Compressed, weight: Tensor, gram: Tensor, start: int, stop: int) -> tuple[float, float]:
+    """Mean squared change and mean square of some outputs, a few rows at a time."""
+    changed = whole = 0.0
+    for first in range(start, stop, ROWS):
+        last = min(first + ROWS, stop)
+        before = weight[first:last]
+        change = result.rows(first, last).dequantize().sub_(before)
+        changed += float(linear(change, gram).mul_(change).double().sum())
+        whole += float(linear(before, gram).mul_(before).double().sum())
+    return changed, whole

@@ -48,14 +48,12 @@ class Edge:
         size: of its last dimension.
         producers: modules whose output it is; empty when it comes out of arithmetic between modules.
         consumers: sites that read it, in the order they do.
-        symmetry: the transforms that pass unchanged; `none` until a rewrite proves more.
     """
 
     name: str
     size: int
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
-    symmetry: str = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
