@@ -16,6 +16,7 @@ from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.formats import Dense, Grid
 from pennyweight.network.network import Network, Site
 from pennyweight.network.source import check_finite
+from pennyweight.numerics.hashing import of_value
 from pennyweight.numerics.memory import release
 from pennyweight.plan import Option, Stage, Step
 from pennyweight.statistics import Statistics
@@ -87,10 +88,12 @@ def tabulate(
         progress: told about every block.
     """
     decided, kept = _decide(network, engine, dtype)
+    # Statistics may be kept for other plans: what engine, dtype and method decide must not be taken for their answer.
+    asked = of_value([engine.name, engine.version, dtype, method])[:8]
     rows: list[tuple[tuple[Site, ...], list[tuple[str, float]]]] = []
     with progress.stage("predicting options", len(network.blocks)) as advance:
         for index in range(len(network.blocks)):
-            key = f"options/{index:04d}.json"
+            key = f"options/{asked}-{index:04d}.json"
             if not journal.has(key):
                 here = decided.get(index, [])
                 journal.save(key, _predict_block(network, here, collected.block(index), engine, dtype, method))
