@@ -1,35 +1,43 @@
-"""What the user allows, what was measured, and what is claimed: the three values a certificate is made of."""
+"""What the user allows, what was measured, and what is claimed: the values a certificate is made of."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pennyweight.errors import InvalidBudget, InvalidMeasurement
 
+LOSS = re.compile(
+    r"\s*(?:(?P<metric>[A-Za-z][\w-]*(?:\([^)]*\))?)(?::(?P<on>\S(?:.*\S)?))?\s+)?"
+    r"(?P<number>[-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*(?P<unit>%|pts?|points)?\s*"
+)
+ALIASES = {"agreement": "disagreement", "top-1": "disagreement", "top-5": "top-k(k=5)", "ppl": "perplexity"}
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """One limit. `metric` says of what, and `unit` in what.
+    """One limit. `metric` says of what, `on` on what, and `unit` in what.
 
     Args:
-        metric: `perplexity` (a relative rise, 0.02 is 2 %), `size` (bytes on disk) or `bits` (stored bits per weight).
+        metric: of a loss: `perplexity` (a relative rise, 0.02 is 2 %) or any metric of the catalogue (`kl`, `tv`,
+            `disagreement`, `accuracy` …); or `size` (bytes on disk) or `bits` (stored bits per weight).
         at_most: the limit.
-        unit: `ratio`, `bytes` or `bits per weight`.
+        unit: `ratio`, `share` (0.01 is 1 % or one point), `absolute` (the metric's own), `bytes` or `bits per weight`.
         confidence: of the certificate, in (0, 1).
+        on: path of the task a loss is meant on; empty for the text of the run.
     """
 
     metric: str
     at_most: float
     unit: str
     confidence: float = 0.95
+    on: str = ""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.at_most) and self.at_most > 0):
@@ -48,37 +56,62 @@ class Budget:
             )
 
     @property
+    def is_claim(self) -> bool:
+        """Whether it limits a loss, which is certified, and not a size, which is counted."""
+        return self.metric not in ("size", "bits")
+
+    @property
     def margin(self) -> float:
-        """The limit in nats per token, for a perplexity budget: log(1 + at_most)."""
-        if self.metric != "perplexity":
-            raise InvalidBudget(f"a budget on {self.metric} has no margin in nats", site=self.metric)
-        return math.log1p(self.at_most)
+        """The limit in the unit of the degradation: log(1 + at_most) nats per token for perplexity, else at_most."""
+        if not self.is_claim:
+            raise InvalidBudget(f"a budget on {self.metric} limits no degradation", site=self.metric)
+        return math.log1p(self.at_most) if self.metric == "perplexity" else self.at_most
+
+    @property
+    def label(self) -> str:
+        """As it is written after --lose, in one way only."""
+        amount = f"{self.at_most:.12g}" if self.unit == "absolute" else f"{100 * self.at_most:.12g}%"
+        return f"{self.metric}:{self.on} {amount}" if self.on else f"{self.metric} {amount}"
 
     @classmethod
     def lose(cls, text: str, *, confidence: float = 0.95) -> Budget:
-        """Read `2%` or `0.02`, optionally after the word `perplexity`.
+        """Read `2%`, `perplexity 2%`, `kl 0.02`, `agreement 3%`, `accuracy:quiz.jsonl 1pt`.
+
+        Without a metric it is the rise of the perplexity. `agreement 3%` allows 3 % of the choices to differ, and one
+        `pt` is one point in a hundred.
 
         Raises:
-            InvalidBudget: anything else, or a share that is not above zero.
+            InvalidBudget: anything else, or an amount that is not above zero.
         """
-        match = re.fullmatch(r"\s*(?:perplexity\s+)?([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*(%?)\s*", text)
-        number = _number(match.group(1)) if match else None
+        match = LOSS.fullmatch(text)
+        number = _number(match["number"]) if match else None
         if match is None or number is None:
             raise InvalidBudget(
                 f"cannot read {text!r} as a loss",
-                expected="a rise of the perplexity, such as 2% or 0.02",
+                expected="a metric, the file of its task after a colon, and an amount, such as 2%, kl 0.02, "
+                "agreement 3% or accuracy:quiz.jsonl 1pt; without a metric, a rise of the perplexity",
                 mend="--lose 2%",
                 site="--lose",
             )
-        value = number / (100 if match.group(2) else 1)
+        metric = ALIASES.get(match["metric"] or "perplexity", match["metric"] or "perplexity")
+        points = match["unit"] in ("pt", "pts", "points")
+        value = number / (100 if match["unit"] else 1)
         if value <= 0:
             raise InvalidBudget(
                 f"{text.strip()} is not a loss anyone can certify",
-                expected="a rise of the perplexity above zero, such as 2%",
+                expected="an amount above zero, such as 2%",
                 mend="--lose 2%; for a lossless copy nothing needs to be certified",
                 site="--lose",
             )
-        return cls(metric="perplexity", at_most=value, unit="ratio", confidence=confidence)
+        if metric in ("size", "bits") or (metric == "perplexity" and (points or match["on"])):
+            raise InvalidBudget(
+                f"{text.strip()} is not a loss of {metric}",
+                expected="sizes after --fit or --bits, and a rise of the perplexity of the run's own text in %",
+                mend="--lose 'perplexity 2%' --on test.txt",
+                site="--lose",
+            )
+        unit = "ratio" if metric == "perplexity" else "share" if match["unit"] else "absolute"
+        return cls(metric=metric, at_most=value, unit=unit, confidence=confidence, on=match["on"] or "")
 
     @classmethod
     def fit(cls, text: str, *, confidence: float = 0.95) -> Budget:
@@ -109,17 +142,17 @@ def _number(text: str) -> float | None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Measurement:
-    """Two models scored on the same windows of the same text; paired, one number a window and model.
+    """Two models scored on the same units, windows of a text or questions; paired, one number a unit and model.
 
     Args:
-        metric: `perplexity` (loss), `kl` or `disagreement`.
+        metric: name of the metric.
         unit: of the scores, such as `nats per token`.
-        reference: score of each window under the reference model `[n]`.
-        compressed: score of each window under the compressed model `[n]`.
-        windows: index of each window in its text `[n]`, in the order they were scored.
-        documents: index of the document each window starts in `[n]`.
-        tokens: scored positions per window.
-        fingerprint: hash of text, tokenisation and windows.
+        reference: score of each unit under the reference model `[n]`.
+        compressed: score of each unit under the compressed model `[n]`.
+        drawn: index of each unit in its population `[n]`, in the order they were scored.
+        documents: index of the document each unit belongs to `[n]`.
+        tokens: scored positions per unit.
+        fingerprint: hash of the population: text, tokenisation and windows, or questions.
 
     Raises:
         InvalidMeasurement: lengths differ, or a score is not finite.
@@ -129,37 +162,37 @@ class Measurement:
     unit: str
     reference: NDArray[np.float64]
     compressed: NDArray[np.float64]
-    windows: NDArray[np.int64]
+    drawn: NDArray[np.int64]
     documents: NDArray[np.int64]
     tokens: int
     fingerprint: str
 
     def __post_init__(self) -> None:
-        lengths = {len(self.reference), len(self.compressed), len(self.windows), len(self.documents)}
+        lengths = {len(self.reference), len(self.compressed), len(self.drawn), len(self.documents)}
         if len(lengths) != 1:
             raise InvalidMeasurement(
                 f"scores of unequal lengths: {sorted(lengths)}",
-                expected="one pair of scores a window",
+                expected="one pair of scores a unit",
                 site=self.metric,
             )
         if not (np.isfinite(self.reference).all() and np.isfinite(self.compressed).all()):
             raise InvalidMeasurement(
                 "a score is NaN or infinite",
                 expected="finite scores",
-                mend="look at the first window that fails: the model overflows on it, or its weights are damaged",
+                mend="look at the first unit that fails: the model overflows on it, or its weights are damaged",
                 site=self.metric,
             )
 
     @property
     def degradation(self) -> NDArray[np.float64]:
-        """How much worse the compressed model is on each window `[n]`; positive is worse."""
+        """How much worse the compressed model is on each unit `[n]`; positive is worse."""
         return self.compressed - self.reference
 
     def take(self, chosen: NDArray[np.int64]) -> Measurement:
-        """The same measurement on some of its windows, in the order given (positions, not window numbers)."""
+        """The same measurement on some of its units, in the order given (positions, not unit numbers)."""
         return Measurement(
             metric=self.metric, unit=self.unit, reference=self.reference[chosen], compressed=self.compressed[chosen],
-            windows=self.windows[chosen], documents=self.documents[chosen], tokens=self.tokens,
+            drawn=self.drawn[chosen], documents=self.documents[chosen], tokens=self.tokens,
             fingerprint=self.fingerprint,
         )  # fmt: skip
 
@@ -169,14 +202,18 @@ class Terms:
     """What is fixed, from the selection split alone, before the certification split is opened.
 
     Args:
-        margin: the claim is `mean degradation < margin`, in nats per token (or the metric's unit).
-        cap: degradations are counted up to this much per window; > margin.
-        pilot_mean: mean degradation per window on the selection split.
+        margin: the claim is `mean degradation < margin`, in the unit of the degradation.
+        cap: degradations are counted up to this much in each unit; > margin.
+        pilot_mean: mean degradation per unit on the selection split.
         pilot_sd: its standard deviation.
-        alpha: error level of the capped mean.
-        tail_alpha: error level of the bound on the share of windows above the cap.
-        population: windows in the certification split (scope S1, corpus), or None (scope S2, source).
-        n_max: windows to score at most.
+        alpha: error level at which the margin is tested.
+        tail_alpha: error level of the bound on the share of units above the cap; 0 where nothing can be above it.
+        population: units in the certification split (scope corpus), or None (scopes source and asymptotic).
+        n_max: units to score at most.
+        floor: smallest degradation there can be, or None where nothing limits it; some bounds need it.
+        bound_alpha: error level of the printed bound; below `alpha` where several bounds are to hold at once. None
+            stands for `alpha`.
+        scope: `corpus`, `source` or `asymptotic`.
     """
 
     margin: float
@@ -187,34 +224,75 @@ class Terms:
     tail_alpha: float
     population: int | None
     n_max: int
+    floor: float | None = None
+    bound_alpha: float | None = None
+    scope: str = "corpus"
+
+    @property
+    def printed_alpha(self) -> float:
+        """Error level of the printed bound."""
+        return self.alpha if self.bound_alpha is None else self.bound_alpha
 
 
 @dataclass(frozen=True, kw_only=True)
-class Certificate:
-    """A claim, its bound, and everything needed to check it again.
+class Slice:
+    """What one group of units lost.
+
+    Args:
+        group: its label.
+        holds: whether the limit is certified for this group alone.
+        scored: units of it that were scored.
+        population: units of it there are (scope corpus), or None.
+        estimate: their mean degradation.
+        bound: upper bound of the group's mean; all bounds of one claim's slices hold at once.
+        alone: upper bound of this group's mean alone, at the full error level; the largest over all groups bounds the
+            worst group's mean.
+    """
+
+    group: str
+    holds: bool
+    scored: int
+    population: int | None
+    estimate: float
+    bound: float
+    alone: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One limit, judged.
 
     Args:
         budget: what was allowed.
-        holds: whether the claim is certified.
-        verdict: `certified`, `exact` (every window was scored), `futile`, `exhausted`, or `measured` (nothing claimed).
+        metric: what was measured.
+        score_unit: of its scores, such as `nats per token`.
+        holds: whether the limit is certified.
+        verdict: `certified`, `exact` (every unit was scored), `futile`, `exhausted`, or `measured` (nothing claimed).
         scope: what the claim is about, in words.
+        counted: what a unit is, in the plural: `windows` or `questions`.
         rule: name of the bound.
+        anytime: whether the bound holds whenever scoring stopped, or only for the number of units fixed beforehand.
         terms: fixed before the certification split was opened.
-        scored: windows scored.
-        estimate: mean degradation over the windows scored, nats per token, uncapped.
-        bound: upper bound of the capped mean degradation, at the confidence of `terms.alpha`.
-        log_wealth: log E of the betting process at the margin; certified when it reaches log(1/alpha).
-        above_cap: windows scored whose degradation exceeds the cap.
-        tail_bound: upper bound of the share of windows that exceed the cap.
-        fingerprints: hashes of model, artifact, text, plan, code.
+        scored: units scored.
+        estimate: mean degradation over the units scored, uncapped.
+        bound: upper bound of the mean degradation, each unit counted up to the cap, at the level `printed_alpha`.
+        log_wealth: log E of the betting process at the margin, certified when it reaches log(1/alpha); 0 for rules
+            that do not bet.
+        above_cap: units scored whose degradation exceeds the cap.
+        tail_bound: upper bound of the share of units that exceed the cap.
         statement: the claim as a sentence.
+        slices: the same bound group by group, if groups were asked for.
     """
 
     budget: Budget
+    metric: str
+    score_unit: str
     holds: bool
     verdict: str
     scope: str
+    counted: str
     rule: str
+    anytime: bool
     terms: Terms
     scored: int
     estimate: float
@@ -223,4 +301,45 @@ class Certificate:
     above_cap: int
     tail_bound: float
     statement: str
-    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    slices: tuple[Slice, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """Which opening of its text a certificate rests on.
+
+    Args:
+        number: 1 for the first time this text is used to certify anything.
+        alpha: error level of this opening, shared by all its claims.
+        spent: chance that any certificate from this opening or an earlier one is false, at most.
+    """
+
+    number: int
+    alpha: float
+    spent: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """Claims about one pair of models, and everything needed to check them again.
+
+    Args:
+        claims: each limit with its bound.
+        holds: whether every limit is certified.
+        opening: which opening of its text this is, and the error level it leaves.
+        noise_floor: by metric, how far the reference is from itself under another batch shape, thread count and dtype.
+        fingerprints: hashes of model, artifact, text, plan, code.
+        statement: all claims in words.
+    """
+
+    claims: tuple[Claim, ...]
+    holds: bool
+    opening: Opening
+    noise_floor: Mapping[str, float]
+    fingerprints: Mapping[str, str]
+    statement: str
+
+    @property
+    def confidence(self) -> float:
+        """At which all printed bounds hold together."""
+        return 1 - self.opening.alpha

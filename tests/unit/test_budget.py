@@ -90,7 +90,7 @@ def test_a_loss_survives_being_printed(value: float) -> None:
 def measurement(reference: list[float], compressed: list[float], windows: list[int] | None = None) -> Measurement:
     return Measurement(
         metric="perplexity", unit="nats per token", reference=np.array(reference), compressed=np.array(compressed),
-        windows=np.array(windows if windows is not None else range(len(reference))),
+        drawn=np.array(windows if windows is not None else range(len(reference))),
         documents=np.arange(len(reference)) // 2, tokens=7, fingerprint="f",
     )  # fmt: skip
 
@@ -101,7 +101,7 @@ def test_degradation_is_after_minus_before() -> None:
 
 def test_take_keeps_pairs_together() -> None:
     taken = measurement([1.0, 2.0, 3.0], [1.5, 2.5, 4.0], [9, 8, 7]).take(np.array([2, 0]))
-    assert taken.windows.tolist() == [7, 9]
+    assert taken.drawn.tolist() == [7, 9]
     assert taken.documents.tolist() == [1, 0]
     np.testing.assert_allclose(taken.degradation, [1.0, 0.5])
     assert (taken.tokens, taken.fingerprint) == (7, "f")
@@ -120,3 +120,25 @@ def test_lengths_must_agree() -> None:
         measurement([1.0, 2.0], [1.0])
     with pytest.raises(InvalidMeasurement, match="unequal lengths"):
         measurement([1.0, 2.0], [1.0, 2.0], [1])
+
+
+@pytest.mark.parametrize(
+    ("text", "metric", "on", "at_most", "unit"),
+    [("kl 0.02", "kl", "", 0.02, "absolute"), ("agreement 3%", "disagreement", "", 0.03, "share"),
+     ("top-5 4%", "top-k(k=5)", "", 0.04, "share"),
+     ("accuracy:quiz.jsonl 1pt", "accuracy", "quiz.jsonl", 0.01, "share"),
+     ("flips:a b/c d.jsonl 2 points", "flips", "a b/c d.jsonl", 0.02, "share"),
+     ("ppl 1%", "perplexity", "", 0.01, "ratio")],
+)  # fmt: skip
+def test_losses_of_any_metric(text: str, metric: str, on: str, at_most: float, unit: str) -> None:
+    budget = Budget.lose(text)
+    assert (budget.metric, budget.on, budget.unit, budget.is_claim) == (metric, on, unit, True)
+    assert budget.at_most == pytest.approx(at_most, rel=1e-12)
+    again = Budget.lose(budget.label)
+    assert (again.metric, again.on, again.margin) == (metric, on, pytest.approx(budget.margin, rel=1e-11))
+
+
+@pytest.mark.parametrize("text", ["perplexity:quiz.jsonl 1%", "perplexity 1pt", "3pt", "bits 4", "accuracy: 1pt", "kl"])
+def test_losses_that_do_not_fit_their_metric(text: str) -> None:
+    with pytest.raises(InvalidBudget):
+        Budget.lose(text)

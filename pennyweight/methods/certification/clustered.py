@@ -8,12 +8,72 @@ it; print it, labelled approximate, next to a bound that is exact.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from pennyweight.budget import Terms
 from pennyweight.errors import InvalidMeasurement
+from pennyweight.methods.certification.admission import Array, admit
+from pennyweight.promises import Validity
+
+LEAST_DOCUMENTS = 15  # below this the t quantile leans on documents being normal, which nobody has seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusteredT:
+    """Approximate bound on a mean with nothing capped; units of one document may depend on each other."""
+
+    name: ClassVar[str] = "clustered-t"
+    paper: ClassVar[str] = "arXiv:2411.00640"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    validity: ClassVar[Validity] = Validity(anytime=False, exact=False, scopes=frozenset({"asymptotic"}), values="any")
+
+    def bound(
+        self, x: Array, terms: Terms, alpha: float | None = None, *, documents: NDArray[np.int64] | None = None
+    ) -> float:
+        """Estimate plus a t quantile, one degree of freedom less than documents, times the clustered standard error.
+
+        Args:
+            x: degradations `[n]`, uncapped.
+            terms: the population must be None.
+            alpha: error level; `terms.alpha` by default.
+            documents: document of each unit `[n]`; every unit its own if None.
+
+        Raises:
+            InvalidMeasurement: values that are not finite, or fewer than fifteen documents.
+            InvalidBudget: a level that means nothing, or a corpus.
+        """
+        x, alpha = admit(self, x, terms, alpha)
+        sums, counts = enough_documents(x, documents, self.name)
+        return clustered_bound(sums, counts, 1 - alpha)[2]
+
+
+def enough_documents(x: Array, documents: NDArray[np.int64] | None, site: str) -> tuple[Array, Array]:
+    """Sum and count of each document, `[documents]` each; every unit is its own document if none are given.
+
+    Raises:
+        InvalidMeasurement: not one document a unit, or fewer than fifteen of them.
+    """
+    groups = np.arange(len(x)) if documents is None else np.asarray(documents)
+    if groups.shape != x.shape:
+        raise InvalidMeasurement(
+            f"{len(x)} degradations and documents of shape {list(groups.shape)}",
+            expected="one document a unit",
+            site=site,
+        )
+    sums, counts = by_document(x, groups)
+    if len(sums) < LEAST_DOCUMENTS:
+        raise InvalidMeasurement(
+            f"{len(sums)} documents are too few for an approximate bound",
+            expected=f"{LEAST_DOCUMENTS} documents or more",
+            mend="measure more documents, or claim the named corpus alone, drawn without replacement",
+            site=site,
+        )
+    return sums, counts
 
 
 def clustered_bound(

@@ -21,15 +21,21 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 
 from pennyweight.budget import Terms
 from pennyweight.errors import InvalidBudget, InvalidMeasurement
-
-Array = NDArray[np.float64]
+from pennyweight.methods.certification.admission import (
+    SLACK,
+    Array,
+    admit,
+    conditional_means,
+    finite,
+    reachable,
+    smallest_rejected,
+)
+from pennyweight.promises import Validity
 
 CHUNK = 8192  # units whose factors are in memory at once; the result does not depend on it
-SLACK = 1e-9  # share of the population's largest possible sum that rounding may hide
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,7 +84,7 @@ class Wealth:
         return self._play(x)[1]
 
     def _play(self, x: Array) -> tuple[Wealth, Array]:
-        x = np.minimum(_finite(x), self.cap)
+        x = np.minimum(finite(x), self.cap)
         if self.population is not None and self.count + len(x) > self.population:
             raise InvalidMeasurement(
                 f"{self.count + len(x)} windows were scored of a population of {self.population}",
@@ -131,6 +137,9 @@ class PlannedMixture:
     name: ClassVar[str] = "planned-mixture"
     paper: ClassVar[str] = "arXiv:2010.09686"
     needs: ClassVar[frozenset[str]] = frozenset()
+    validity: ClassVar[Validity] = Validity(
+        anytime=True, exact=True, scopes=frozenset({"corpus", "source"}), values="capped"
+    )
     largest: float = 0.99
     dyadic: int = 7
     planned: float = 0.8
@@ -188,46 +197,50 @@ class PlannedMixture:
         reached = np.flatnonzero(self.start(terms).path(x) >= -math.log(terms.alpha))
         return int(reached[0]) + 1 if len(reached) else None
 
-    def bound(self, x: Array, terms: Terms, alpha: float | None = None) -> float:
+    def path(self, x: Array, terms: Terms) -> Array:
+        """Log E_t against `mean >= margin` after each of the degradations `[n]`.
+
+        Raises:
+            InvalidMeasurement: a value is not finite or below the floor, or there are more than the population holds.
+            InvalidBudget: the terms leave nothing to bet on.
+        """
+        x, _ = admit(self, x, terms, None)
+        return self.start(terms).path(x)
+
+    def bound(
+        self, x: Array, terms: Terms, alpha: float | None = None, *, documents: NDArray[np.int64] | None = None
+    ) -> float:
         """U_t, the smallest mean that the degradations `[n]` reject at level alpha (`terms.alpha` by default).
 
         P(U_t < mean of the capped degradations at any t) <= alpha. After a full pass of a finite population it is that
-        mean itself, with no error.
+        mean itself, with no error. `documents` is not used.
+
+        Raises:
+            InvalidMeasurement, InvalidBudget: as for `path`.
         """
-        x = np.minimum(_finite(x), terms.cap)
-        threshold = -math.log(terms.alpha if alpha is None else alpha)
-        if terms.population is not None and len(x) == terms.population:
-            return math.fsum(x) / len(x)
-        high = terms.cap  # no mean of values up to the cap is above it
-        if terms.population is not None:
-            high = min(high, (math.fsum(x) + (terms.population - len(x)) * terms.cap) / terms.population)
-        if len(x) == 0:
+        x, alpha = admit(self, x, terms, alpha)
+        high = reachable(x, terms)  # no mean of values up to the cap is above it
+        if len(x) == 0 or len(x) == terms.population:
             return high
+        bets, weights = self.bets(terms)
+        # no bet against a mean below every value has won, so its wealth is at most 1
+        return smallest_rejected(
+            lambda mean: self._last_log_wealth(x, terms, mean, bets, weights) + math.log(alpha), float(x.min()), high
+        )
 
-        def excess(mean: float) -> float:
-            return self.start(terms, mean=mean).update(x).log_wealth - threshold
-
-        if excess(high) <= 0:
-            return high
-        low = float(x.min())  # no bet against a mean below every value has won, so its wealth is at most 1
-        tolerance = 1e-12 * (high - low)
-        root = float(brentq(excess, low, high, xtol=tolerance, rtol=1e-14))
-        return min(root + tolerance + 1e-14 * abs(root), high)  # off by at most that much: report the upper end
+    def _last_log_wealth(self, x: Array, terms: Terms, mean: float, bets: Array, weights: Array) -> float:
+        """Log E_n at a mean that nothing rules out: what `Wealth` ends with, without the way there."""
+        means = conditional_means(x, mean, terms.population)
+        logs = np.zeros(len(bets))
+        for start in range(0, len(x), CHUNK):
+            gain, left = means[start : start + CHUNK] - x[start : start + CHUNK], means[start : start + CHUNK]
+            safe = self.largest / np.maximum(terms.cap - left, np.finfo(np.float64).tiny)
+            for number, bet in enumerate(bets):  # one row at a time stays in the nearest cache
+                logs[number] += np.log(1.0 + np.minimum(bet, safe) * gain).sum()
+        return float(_mix(logs[:, None], weights)[0])
 
 
 def _mix(logs: Array, weights: Array) -> Array:
     """Log of the weighted mean wealth `[n]` from log wealths `[bets, n]`."""
     largest = logs.max(axis=0)
     return np.asarray(largest + np.log(weights @ np.exp(logs - largest)))
-
-
-def _finite(x: Array) -> Array:
-    x = np.asarray(x, dtype=np.float64)
-    if x.ndim != 1 or not np.isfinite(x).all():
-        raise InvalidMeasurement(
-            "a degradation is NaN or infinite" if x.ndim == 1 else f"degradations of shape {list(x.shape)}",
-            expected="a list of finite numbers, one a window",
-            mend="look at the first window that fails: the model overflows on it, or its weights are damaged",
-            site="certification",
-        )
-    return x
