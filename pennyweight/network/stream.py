@@ -40,9 +40,13 @@ class Stream:
 
     Args:
         network: what to run.
+        dtype: of weights and activations; a 16-bit one shows what rounding in the arithmetic does.
+        chunk_tokens: tokens run through a block at once, at least one window.
     """
 
     network: Network
+    dtype: torch.dtype = torch.float32
+    chunk_tokens: int = CHUNK_TOKENS
     _model: nn.Module = field(init=False)
     _calls: dict[tuple[int, ...], list[tuple[tuple[Any, ...], dict[str, Any]]]] = field(
         init=False, default_factory=dict
@@ -121,13 +125,19 @@ class Stream:
 
             yield finish
 
+    @contextmanager
+    def whole(self) -> Iterator[nn.Module]:
+        """The model with all its weights in memory at once, to write text with: yields the module, to call as usual."""
+        with self._materialised(tuple(name for name, _ in self._model.named_parameters(remove_duplicate=False))):
+            yield self._model
+
     def module(self, name: str) -> nn.Module:
         """A module of the tree, for hooks."""
         return self._model.get_submodule(name)
 
     def forward(self, ids: Int[Tensor, "windows length"]) -> Hidden:
         """Hidden states after the last block; each block is read once, and run on a few windows at a time."""
-        chunks = torch.split(ids, max(1, CHUNK_TOKENS // ids.shape[1]))
+        chunks = torch.split(ids, max(1, self.chunk_tokens // ids.shape[1]))
         with torch.no_grad():
             with self.beginning() as begin:
                 hidden = [begin(chunk) for chunk in chunks]
@@ -165,17 +175,21 @@ class Stream:
 
     @contextmanager
     def _materialised(self, names: tuple[str, ...]) -> Iterator[None]:
-        """Read parameters into the module tree as float32; put them back on the meta device afterwards."""
+        """Read parameters into the module tree in the stream's dtype; put them back on the meta device afterwards."""
         source = self.network.source
         placed: list[tuple[nn.Module, str, nn.Parameter]] = []
+        read: dict[str, nn.Parameter] = {}  # a tensor that two names share is in memory once
         try:
             for name in names:
                 path, _, attribute = name.rpartition(".")
                 module = self._model.get_submodule(path)
                 before = getattr(module, attribute)
-                tensor = source.read(self.network.stored_name(name)).float()
-                check_finite(name, tensor)
-                setattr(module, attribute, nn.Parameter(tensor, requires_grad=False))
+                stored = self.network.stored_name(name)
+                if stored not in read:
+                    tensor = source.read(stored).to(self.dtype)
+                    check_finite(name, tensor)
+                    read[stored] = nn.Parameter(tensor, requires_grad=False)
+                setattr(module, attribute, read[stored])
                 placed.append((module, attribute, before))
             yield
         finally:
