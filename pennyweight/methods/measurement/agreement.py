@@ -21,6 +21,12 @@ class Agreement:
     paper: ClassVar[str] = "arXiv:2407.09141"
     needs: ClassVar[frozenset[str]] = frozenset()
     unit: ClassVar[str] = "share of positions"
+    reads: ClassVar[str] = "tokens"
+    lower: ClassVar[float | None] = 0.0
+    upper: ClassVar[float | None] = 1.0
+    growth: ClassVar[float] = 0.5
+    phrase: ClassVar[str] = "at most {bound} of next-token choices differ"
+    percent: ClassVar[bool] = True
 
     def measure(
         self,

@@ -20,6 +20,12 @@ class Perplexity:
     paper: ClassVar[str] = "arXiv:2411.00640"
     needs: ClassVar[frozenset[str]] = frozenset()
     unit: ClassVar[str] = "nats per token"
+    reads: ClassVar[str] = "tokens"
+    lower: ClassVar[float | None] = None
+    upper: ClassVar[float | None] = None
+    growth: ClassVar[float] = 1.0
+    phrase: ClassVar[str] = "perplexity rises by at most {bound}"
+    percent: ClassVar[bool] = True
 
     def measure(
         self,
