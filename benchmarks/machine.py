@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from pennyweight.flow.compress import versions
+from pennyweight.flow.versions import versions
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import tempfile
 import time
 from collections import Counter
@@ -37,18 +38,20 @@ from scipy import stats
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
-from pennyweight.budget import Budget, Measurement
+from pennyweight.budget import Budget, Measurement, Opening
 from pennyweight.flow import artifact, evidence
 from pennyweight.flow.candidate import build
-from pennyweight.flow.certify import terms_for
+from pennyweight.flow.certify import Rules, terms_for
+from pennyweight.flow.claims import resolve, usual_engine
 from pennyweight.flow.collect import collect
-from pennyweight.flow.compress import Settings, compress
+from pennyweight.flow.compress import compress
 from pennyweight.flow.delivery import Outcome
 from pennyweight.flow.journal import open_run
 from pennyweight.flow.load import load
 from pennyweight.flow.make_plan import Planner
-from pennyweight.flow.measure import BATCH_TOKENS, ReferenceStates, measure
+from pennyweight.flow.measure import BATCH_TOKENS, ReferenceStates, measure, token_metrics
 from pennyweight.flow.progress import QUIET
+from pennyweight.flow.settings import Settings
 from pennyweight.flow.text import texts
 from pennyweight.methods.certification import choose_cap, decide
 from pennyweight.network.network import Network
@@ -107,7 +110,7 @@ class Case:
     def ordered(self, plan: int, salt: str) -> Measurement:
         """True losses in the order in which a run with this salt draws the windows."""
         truth = self.truths[plan]
-        return truth.take(evidence.random_order(len(truth.windows), truth.fingerprint, self.hashes[plan], salt)[1])
+        return truth.take(evidence.random_order(len(truth.drawn), truth.fingerprint, self.hashes[plan], salt)[1])
 
 
 # --- a model, a text it finds likely, and the truth -------------------------------------------------------------------
@@ -127,7 +130,8 @@ def make_case(directory: Path, seed: int, number: int, recipes: Sequence[tuple[s
     with open_run(directory / "frozen", {}) as journal:
         seen = collect(network, words.calibration, journal, needs=frozenset({"gram"}))
         states = ReferenceStates(journal, "reference")
-        frozen = [build(plan, network, seen, words.selection, journal, states, QUIET) for plan in plans]
+        metrics = token_metrics()
+        frozen = [build(plan, network, seen, words.selection, journal, states, metrics, QUIET) for plan in plans]
         truths = [measure(network, candidate.network, words.certification)["perplexity"] for candidate in frozen]
     return Case(
         model=model, text=text, settings=settings, plans=plans, hashes=tuple(c.weights for c in frozen),
@@ -201,8 +205,12 @@ def at_margin(truth: float, share: float = 1.0) -> Budget:
 
 
 def run(case: Case, out: Path, budget: Budget, plan: Plan | None) -> Outcome:
-    """A whole `compress`; only model, text and settings of the case go in, never a score."""
-    return compress(case.model, out, budget=budget, calibration=case.text, plan=plan, settings=case.settings)
+    """A whole `compress`; only model, text and settings of the case go in, never a score.
+
+    Every run remembers its openings in a place of its own: each is to have the error level of a first one.
+    """
+    with mock.patch.dict(os.environ, PENNYWEIGHT_STATE=str(out.with_name(f"{out.name}.state"))):
+        return compress(case.model, out, budget=budget, calibration=case.text, plan=plan, settings=case.settings)
 
 
 @contextmanager
@@ -215,14 +223,16 @@ def only(plans: Sequence[Plan]) -> Iterator[None]:
 def check(case: Case, outcome: Outcome) -> float:
     """See that this run was a null, whatever it certified; largest difference between its scores and the truth."""
     plan = case.hashes.index(outcome.certificate.fingerprints["weights"])
-    values = artifact.read_record(outcome.out, "evidence.json")["certification"]
-    found, truth = evidence.from_values(values)["perplexity"], case.truths[plan]
+    (part,) = artifact.read_record(outcome.out, "evidence.json")["populations"]
+    found, truth = evidence.from_values(part["certification"])["perplexity"], case.truths[plan]
     assert found.fingerprint == truth.fingerprint, "another text was scored"
-    terms = outcome.certificate.terms
-    assert outcome.certificate.scored < len(truth.windows) == terms.population, "a full pass leaves nothing to chance"
-    counted = math.fsum(np.minimum(truth.degradation, terms.cap)) / len(truth.windows)
+    (claim,) = outcome.certificate.claims
+    terms = claim.terms
+    assert outcome.certificate.opening.number == 1, "a later opening has less error level than is counted here"
+    assert claim.scored < len(truth.drawn) == terms.population, "a full pass leaves nothing to chance"
+    counted = math.fsum(np.minimum(truth.degradation, terms.cap)) / len(truth.drawn)
     assert counted >= terms.margin * (1 - 1e-12), "the claim is true"
-    return float(np.abs(found.degradation - truth.degradation[found.windows]).max())
+    return float(np.abs(found.degradation - truth.degradation[found.drawn]).max())
 
 
 # --- what the same scores would give without the care -----------------------------------------------------------------
@@ -231,11 +241,15 @@ def check(case: Case, outcome: Outcome) -> float:
 def holds(case: Case, plan: int, budget: Budget, salt: str) -> bool:
     """What a run with this salt certifies, from the scores alone."""
     drawn = case.ordered(plan, salt)
-    terms = terms_for(budget, case.pilots[plan], len(drawn.windows), MOST)
+    alpha, engine = 1 - budget.confidence, usual_engine("corpus", None)
+    rules = Rules(engine=engine, opening=Opening(number=1, alpha=alpha, spent=alpha), most=MOST)
+    (asked,) = resolve([budget])
+    pilot = {"perplexity": case.pilots[plan]}
+    terms = terms_for(asked, pilot, rules, size=len(drawn.drawn), discrete=False, claims=1)
     verdict, stop = "continue", 0
     while verdict == "continue":
         stop += BATCH_TOKENS // LENGTH
-        verdict = decide(drawn.degradation[:stop], terms, drawn.documents[:stop]).verdict
+        verdict = decide(drawn.degradation[:stop], terms, drawn.documents[:stop], engine).verdict
     return verdict == "certified"
 
 
@@ -269,8 +283,8 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """The count of one scenario, and how its runs ended."""
     return {
         **rate([outcome.certificate.holds for outcome in outcomes]),
-        "verdicts": dict(sorted(Counter(outcome.certificate.verdict for outcome in outcomes).items())),
-        "mean_windows_scored": float(np.mean([outcome.certificate.scored for outcome in outcomes])),
+        "verdicts": dict(sorted(Counter(outcome.certificate.claims[0].verdict for outcome in outcomes).items())),
+        "mean_windows_scored": float(np.mean([outcome.certificate.claims[0].scored for outcome in outcomes])),
     }
 
 
@@ -308,7 +322,7 @@ def experiment(seed: int, repetitions: int) -> dict[str, Any]:
     return {
         **one,
         "limit": LIMIT,
-        "level": {"joint": 1 - CONFIDENCE, "capped_mean": single[0].certificate.terms.alpha},
+        "level": {"joint": 1 - CONFIDENCE, "capped_mean": single[0].certificate.claims[0].terms.alpha},
         "within": max(one["rate"], many["rate"]) <= LIMIT,
         "ladder": {
             **many, "mean_rungs": float(np.mean(rungs)), "mean_spread_of_true_losses": spread,

@@ -14,41 +14,56 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pennyweight.budget import Budget, Certificate, Measurement, Terms
+    from pennyweight.budget import Budget, Certificate, Claim, Measurement, Terms
     from pennyweight.corpus import Windows
+    from pennyweight.flow.certify_pair import Judging, certify_pair
     from pennyweight.flow.collect import Collected
-    from pennyweight.flow.compress import Settings, compress
+    from pennyweight.flow.compare import certify_outputs, compare
+    from pennyweight.flow.compress import compress
     from pennyweight.flow.delivery import Outcome
     from pennyweight.flow.load import load
     from pennyweight.flow.measure import measure
+    from pennyweight.flow.power import power
+    from pennyweight.flow.profile import profile
+    from pennyweight.flow.settings import Settings
     from pennyweight.flow.steps import apply, certify, collect, held_out, make_plan, sample
+    from pennyweight.flow.tails import tail_risk
     from pennyweight.flow.verify import verify
     from pennyweight.formats import Compressed, Dense, Grid
     from pennyweight.network.network import Edge, Network, Site
     from pennyweight.plan import Option, Plan, Stage, Step
     from pennyweight.statistics import Statistics
+    from pennyweight.task import Task, read_task
 
 _PLACES = {
-    "pennyweight.budget": ("Budget", "Certificate", "Measurement", "Terms"),
+    "pennyweight.budget": ("Budget", "Certificate", "Claim", "Measurement", "Terms"),
     "pennyweight.corpus": ("Windows",),
+    "pennyweight.flow.certify_pair": ("Judging", "certify_pair"),
     "pennyweight.flow.collect": ("Collected",),
-    "pennyweight.flow.compress": ("Settings", "compress"),
+    "pennyweight.flow.compare": ("certify_outputs", "compare"),
+    "pennyweight.flow.compress": ("compress",),
+    "pennyweight.flow.settings": ("Settings",),
     "pennyweight.flow.delivery": ("Outcome",),
     "pennyweight.flow.load": ("load",),
     "pennyweight.flow.measure": ("measure",),
+    "pennyweight.flow.power": ("power",),
+    "pennyweight.flow.profile": ("profile",),
     "pennyweight.flow.steps": ("apply", "certify", "collect", "held_out", "make_plan", "sample"),
+    "pennyweight.flow.tails": ("tail_risk",),
     "pennyweight.flow.verify": ("verify",),
     "pennyweight.formats": ("Compressed", "Dense", "Grid"),
     "pennyweight.network.network": ("Edge", "Network", "Site"),
     "pennyweight.plan": ("Option", "Plan", "Stage", "Step"),
     "pennyweight.statistics": ("Statistics",),
+    "pennyweight.task": ("Task", "read_task"),
 }
 _WHERE = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
-    "Budget", "Certificate", "Collected", "Compressed", "Dense", "Edge", "Grid", "Measurement", "Network", "Option",
-    "Outcome", "Plan", "Settings", "Site", "Stage", "Statistics", "Step", "Terms", "Windows",
-    "apply", "certify", "collect", "compress", "held_out", "load", "make_plan", "measure", "sample", "verify",
+    "Budget", "Certificate", "Claim", "Collected", "Compressed", "Dense", "Edge", "Grid", "Judging", "Measurement",
+    "Network", "Option", "Outcome", "Plan", "Settings", "Site", "Stage", "Statistics", "Step", "Task", "Terms",
+    "Windows", "apply", "certify", "certify_outputs", "certify_pair", "collect", "compare", "compress", "held_out",
+    "load", "make_plan", "measure", "power", "profile", "read_task", "sample", "tail_risk", "verify",
 ]  # fmt: skip
 
 

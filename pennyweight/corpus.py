@@ -7,7 +7,7 @@ import json
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -31,10 +31,17 @@ HEADING = re.compile(r"^ ?= (?!= )[^\n]*[^\n=] = ?$", re.MULTILINE)  # WikiText 
 
 @dataclass(frozen=True)
 class Document:
-    """A text that stands for itself: no other document needs to be read with it."""
+    """A text that stands for itself: no other document needs to be read with it.
+
+    Args:
+        name: where it is from.
+        text: of it.
+        labels: what else is known of it, such as its language; groups are made of these.
+    """
 
     name: str
     text: str
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +57,8 @@ class Windows:
         fingerprint: sha256 of ids and split.
         dropped_tokens: the ragged tail, too short for a window.
         text_bytes: size of the text in UTF-8, tail included.
+        labels: of all documents of the split.
+        ends: index of the document each window ends in; None if that is the one it starts in.
     """
 
     ids: Int64[Tensor, "n length"]
@@ -60,6 +69,8 @@ class Windows:
     fingerprint: str
     dropped_tokens: int
     text_bytes: int
+    labels: tuple[Mapping[str, str], ...] = ()
+    ends: Int64[Tensor, " n"] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -277,6 +288,8 @@ def cut(
         fingerprint=digest.hexdigest(),
         dropped_tokens=len(tokens) - n * length,
         text_bytes=sum(len(document.text.encode()) for document in documents),
+        labels=tuple(document.labels for document in documents),
+        ends=torch.from_numpy(np.searchsorted(np.cumsum(owners), starts + length - 1, side="right").astype(np.int64)),
     )
 
 
@@ -333,7 +346,8 @@ def _json_lines(text: str, file: Path) -> Iterator[Document]:
             problem = f"not JSON: {error}"
         else:
             if isinstance(value, dict) and isinstance(value.get("text"), str):
-                yield Document(f"{file.name}#{number}", value["text"])
+                labels = {k: str(v) for k, v in value.items() if k != "text" and isinstance(v, str | int | float)}
+                yield Document(f"{file.name}#{number}", value["text"], labels)
                 continue
             problem = "no string in a field `text`"
         raise InvalidText(

@@ -6,13 +6,17 @@ beartype), and hypothesis draws the same examples for everybody: a failure that 
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jaxtyping import install_import_hook
 
+# Openings of texts are remembered per user; those of tests are nobody's.
+os.environ["PENNYWEIGHT_STATE"] = tempfile.mkdtemp(prefix="pennyweight-state-")
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests find `reference`, whatever way pytest was started
 import reference.typechecker  # noqa: F401
 
@@ -99,6 +103,12 @@ def random_windows(count: int, length: int, *, vocabulary: int = 256, seed: int 
         ids=ids, documents=documents, names=tuple(f"d{i}" for i in range(count)), source="random ids",
         split="calibration", fingerprint=f"random {count} {length} {seed}", dropped_tokens=0, text_bytes=count * length,
     )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _own_openings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test opened is no second opening for another."""
+    monkeypatch.setenv("PENNYWEIGHT_STATE", str(tmp_path_factory.mktemp("state")))
 
 
 @pytest.fixture(scope="session")

@@ -57,19 +57,19 @@ def parser() -> argparse.ArgumentParser:
     compress.add_argument(
         "--out", required=True, metavar="DIR", help="directory to make; a killed run goes on in DIR.run"
     )
-    _budget(compress, required=False)
+    _budget(compress)
     compress.add_argument("--plan", metavar="FILE", help="carry out this plan instead of searching")
     compress.add_argument("--held-out", metavar="TEXT", help="text that only the certificate may see")
-    compress.add_argument("--salt", default="", help="declared part of the seed of the certification order")
     compress.add_argument(
-        "--max-windows", type=at_least(1), metavar="N", help="certification windows scored at most, a candidate"
+        "--max-windows", type=at_least(1), metavar="N", help="certification units scored at most, a candidate"
     )
+    _judging(compress)
     _search(compress)
     _common(compress)
 
     plan = verbs.add_parser("plan", help="what each tensor would become and why; nothing is done")
     _model(plan)
-    _budget(plan, required=True)
+    _budget(plan)
     plan.add_argument("-o", "--output", metavar="FILE", help="where the plan goes; without it, to stdout")
     plan.add_argument("--work", metavar="DIR", help="keep statistics here, for another plan of the same model")
     _search(plan)
@@ -79,17 +79,58 @@ def parser() -> argparse.ArgumentParser:
     _model(inspect)
     _common(inspect)
 
-    measure = verbs.add_parser("measure", help="compare any two models on a text, paired")
-    measure.add_argument("reference", metavar="MODEL", help="the model before")
-    measure.add_argument("compressed", metavar="OTHER", help="the model after")
-    measure.add_argument("--on", metavar="TEXT", help=TEXT)
+    certify = verbs.add_parser("certify", help="certify what any compressed model lost, whoever compressed it")
+    _pair(certify)
+    _losses(certify, required=True)
+    certify.add_argument("--on", metavar="TEXT", help=f"text the claims are about: {TEXT}")
+    certify.add_argument("--pilot", metavar="TEXT", help="text to plan with; without it, a part of --on")
+    certify.add_argument("--out", metavar="DIR", help="where the certificate goes (OTHER.certificate)")
+    certify.add_argument(
+        "--max-units", type=at_least(1), metavar="N", help="windows or questions scored at most, on each text"
+    )
+    certify.add_argument("--length", type=at_least(2), default=256, help="tokens in a window (%(default)s)")
+    certify.add_argument("--seed", type=int, default=0, help="of the choice of planning windows (%(default)s)")
+    _judging(certify)
+    _threads(certify)
+    _common(certify)
+
+    measure = verbs.add_parser("measure", help="everything about two models on texts and tasks, with intervals")
+    _pair(measure)
+    measure.add_argument(
+        "--on", metavar="FILE", action="append", help=f"text or task, may be repeated: {TEXT}, or questions in .jsonl"
+    )
+    measure.add_argument("--groups", metavar="FIELD", help="a field of documents or questions; also document, folder")
     measure.add_argument("--length", type=at_least(2), default=256, help="tokens in a window (%(default)s)")
     measure.add_argument(
-        "--max-windows", type=at_least(1), metavar="N", help="windows scored at most, chosen at random"
+        "--max-units", type=at_least(1), metavar="N", help="windows or questions scored at most, chosen at random"
     )
-    measure.add_argument("--confidence", type=float, default=0.95, help="of the approximate interval (%(default)s)")
-    measure.add_argument("--seed", type=int, default=0, help="of the choice of windows (%(default)s)")
+    measure.add_argument("--confidence", type=float, default=0.95, help="of the intervals (%(default)s)")
+    measure.add_argument("--seed", type=int, default=0, help="of the choice of units (%(default)s)")
+    measure.add_argument("--html", metavar="FILE", help="write a page as well")
     _common(measure)
+
+    power = verbs.add_parser("power", help="before running: how many units a claim needs, and the smallest possible")
+    power.add_argument("model", metavar="MODEL", help="the reference")
+    power.add_argument("compressed", metavar="OTHER", nargs="?", help="the model after; without it, plain rounding")
+    _losses(power, required=True)
+    power.add_argument("--on", metavar="TEXT", help=TEXT)
+    power.add_argument("--scope", default="corpus", choices=("corpus", "source"), help="of the claim (%(default)s)")
+    power.add_argument("--length", type=at_least(2), default=256, help="tokens in a window (%(default)s)")
+    power.add_argument("--seed", type=int, default=0, help="of the choice of pilot units (%(default)s)")
+    _common(power)
+
+    tails = verbs.add_parser("tails", help="how often sampled text contains something rare and bad, before and after")
+    _pair(tails)
+    tails.add_argument("--prompts", required=True, metavar="FILE", help="one prompt a line")
+    tails.add_argument("--bad", required=True, metavar="REGEX", help="a sampled text that matches is bad")
+    tails.add_argument("--proposal", metavar="MODEL", help="a more damaged sibling to draw from")
+    tails.add_argument("--samples", type=at_least(2), default=200, help="texts a prompt and model (%(default)s)")
+    tails.add_argument("--max-tokens", type=at_least(1), default=32, help="in a sampled text (%(default)s)")
+    tails.add_argument("--temperature", type=float, default=1.0, help="of the sampling (%(default)s)")
+    tails.add_argument("--confidence", type=float, default=0.95, help="of the bounds (%(default)s)")
+    tails.add_argument("--seed", type=int, default=0, help="of the samples (%(default)s)")
+    _threads(tails)
+    _common(tails)
 
     verify = verbs.add_parser("verify", help="check every hash and make the certificate again from its evidence")
     verify.add_argument("artifact", metavar="DIR", help="an artifact")
@@ -102,6 +143,9 @@ def parser() -> argparse.ArgumentParser:
 
     listing = verbs.add_parser("list", help="every method: name, room, paper, what it needs; every format and engine")
     _common(listing, network=False)
+
+    schema = verbs.add_parser("schema", help="JSON schema of certificate.json")
+    _common(schema, network=False)
     return top
 
 
@@ -111,16 +155,48 @@ def _model(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def _budget(verb: argparse.ArgumentParser, *, required: bool) -> None:
-    group = verb.add_mutually_exclusive_group(required=required)
-    group.add_argument(
-        "--lose", metavar="SHARE", help="smallest model whose perplexity rises by at most this, such as 2%%"
+def _pair(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("reference", metavar="MODEL", help="the model before")
+    verb.add_argument(
+        "compressed", metavar="OTHER", help="the model after: a directory of any maker, a .gguf or an .onnx file"
     )
+
+
+def _budget(verb: argparse.ArgumentParser) -> None:
+    _losses(verb, required=False)
+    group = verb.add_mutually_exclusive_group()
     group.add_argument("--fit", metavar="SIZE", help="best model whose files take at most this, such as 120MB")
     group.add_argument(
         "--bits", type=float, metavar="B", help="best model at this many stored bits per compressed weight"
     )
+
+
+def _losses(verb: argparse.ArgumentParser, *, required: bool) -> None:
+    verb.add_argument(
+        "--lose",
+        metavar="LIMIT",
+        action="append",
+        required=required,
+        help="what may be lost, may be repeated and all must hold: 2%% (of perplexity), 'kl 0.02', 'agreement 3%%', "
+        "'accuracy:quiz.jsonl 1pt' …; pennyweight list shows every metric",
+    )
     verb.add_argument("--confidence", type=float, default=0.95, help="of the certificate (%(default)s)")
+
+
+def _judging(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--scope",
+        default="corpus",
+        choices=("corpus", "source", "asymptotic"),
+        help="what the claim is about: this very text, its source (documents are independent), or its source by a "
+        "large-sample bound (%(default)s)",
+    )
+    verb.add_argument(
+        "--engine", dest="bound", metavar="NAME", help="the bound; without it, the usual one of the scope"
+    )
+    verb.add_argument("--groups", metavar="FIELD", help="repeat the bounds by a field of documents or questions")
+    verb.add_argument("--reserve", action="store_true", help="keep error level for later certificates on the same text")
+    verb.add_argument("--salt", default="", help="declared part of the seed of the certification order")
 
 
 def _search(verb: argparse.ArgumentParser) -> None:
@@ -141,6 +217,10 @@ def _search(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--allocation", default="integer_program", help="the allocator (%(default)s)")
     verb.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="of everything that stays dense")
     verb.add_argument("--seed", type=int, default=0, help="of every random choice (%(default)s)")
+    _threads(verb)
+
+
+def _threads(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--threads", type=at_least(1), help="of the arithmetic; the same bits need the same number")
 
 

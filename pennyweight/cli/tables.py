@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pennyweight import catalogue
 from pennyweight.flow.delivery import Outcome
+from pennyweight.methods.certification.statement import amount
 
 VERDICTS = {
     "certified": "certified", "exact": "certified (every window was scored)", "futile": "NOT certified: it loses more",
@@ -50,18 +52,15 @@ def outcome(result: Outcome, timing: Mapping[str, Any], page: Path) -> None:
     table.add_row(
         "perplexity", f"{s['perplexity_before']:.3f}", f"{s['perplexity_after']:.3f} ({percent(math.expm1(s['rise']))})"
     )
-    # Rounded up, as in the statement: a bound must not look smaller than it is.
-    most = math.ceil(round(math.expm1(s["bound"]) * 1e4, 6)) / 1e4
-    bound = "exact" if s["verdict"] == "exact" else f"at most {percent(most)}"
-    table.add_row(f"its bound at {s['confidence']:.0%} confidence", "", bound)
     table.add_row("same next token chosen", "", percent(s["agreement"], sign=False))
     table.add_row("KL, nats per token", "", f"{s['kl']:.5f}")
-    table.add_row("windows scored for the claim", "", f"{s['scored']} of {s['population']}")
     table.add_row("seconds", "", f"{timing['seconds']:.0f}")
     table.add_row("peak memory", "", megabytes(timing["peak_memory"]))
     table.add_row("verdict", "", Text(VERDICTS[s["verdict"]], style="bold green" if result.holds else "bold red"))
     console = _console()
     console.print(table)
+    console.print()
+    console.print(_claims(s))
     console.print()
     if "rounded" in str(s["source"]):
         console.print(f"Before compression: {s['source']}. Figures are relative to that model, not to its original.")
@@ -71,6 +70,52 @@ def outcome(result: Outcome, timing: Mapping[str, Any], page: Path) -> None:
     console.print(
         f"\nartifact  {result.out}\nreport    {page}\ncheck     pennyweight verify {result.out}", soft_wrap=True
     )
+
+
+def certified(result: Outcome, page: Path) -> None:
+    """The claims about two models, and where the certificate is."""
+    s, console = result.summary, _console()
+    console.print(_claims(s, f"{s['compressed']} against {s['model']}"))
+    console.print()
+    if "rounded" in str(s["source"]):
+        console.print(f"Before: {s['source']}. Figures are relative to that model, not to its original.")
+    console.print(s["statement"])
+    console.print(
+        f"\ncertificate  {result.out}\nreport       {page}\ncheck        pennyweight verify {result.out}",
+        soft_wrap=True,
+    )
+
+
+def _claims(s: Mapping[str, Any], title: str | None = None) -> Table:
+    """One row a claim: its limit, what was seen, its bound."""
+    table = Table(title=title, title_justify="left", show_edge=False)
+    headings = ("limit", "seen", f"bound, {100 * s['confidence']:.4g} %", "scored", "verdict")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("limit", "verdict") else "right")
+    for claim in s["claims"]:
+        of = f" of {claim['population']:,}" if claim["population"] is not None else ""
+        word = VERDICTS[claim["verdict"]]
+        if claim["verdict"] == "exact" and not claim["holds"]:
+            word = "NOT within the limit"
+        bound = lost(claim["metric"], claim["bound"], up=True)
+        table.add_row(
+            claim["limit"] or f"{claim['metric']}, no limit",
+            lost(claim["metric"], claim["estimate"], up=False),
+            "exact" if claim["verdict"] == "exact" else f"at most {bound}",
+            f"{claim['scored']:,}{of}",
+            Text(word, style="bold green" if claim["holds"] else "bold red"),
+        )
+    return table
+
+
+def lost(metric: str, value: float, *, up: bool) -> str:
+    """A degradation in three digits; bounds are rounded up, for they must not look smaller than they are."""
+    kind = catalogue.find(metric, "measurement")
+    if up:
+        return amount(kind, value).removesuffix(kind.unit).rstrip()
+    if metric == "perplexity":
+        return f"{100 * math.expm1(value):+.3g} %"
+    return f"{100 * value:.3g} {'points' if kind.lower == -1 else '%'}" if kind.percent else f"{value:.3g}"
 
 
 def inspection(value: Mapping[str, Any]) -> None:
@@ -97,23 +142,6 @@ def inspection(value: Mapping[str, Any]) -> None:
 def _short(labels: list[str]) -> str:
     bits = sorted({label.split()[0].removeprefix("int") for label in labels})
     return f"int {','.join(bits)}" if bits else "-"
-
-
-def comparison(value: Mapping[str, Any], reference: str, compressed: str) -> None:
-    """Two models side by side."""
-    table = Table(
-        title=f"{value['windows']} of {value['of']} windows of {value['text']}", title_justify="left", show_edge=False
-    )
-    for heading in ("", Path(reference).name, Path(compressed).name):
-        table.add_column(heading, justify="right" if heading else "left")
-    after = f"{value['perplexity_after']:.3f} ({percent(value['rise'])})"
-    table.add_row("perplexity", f"{value['perplexity_before']:.3f}", after)
-    if "upper_approximate" in value:
-        heading = f"rise at most, {value['confidence']:.0%}, approximate"
-        table.add_row(heading, "", f"{percent(value['upper_approximate'])} ({value['documents']} documents)")
-    table.add_row("KL, nats per token", "", f"{value['kl']:.5f}")
-    table.add_row("same next token chosen", "", percent(value["agreement"], sign=False))
-    _console().print(table)
 
 
 def listing(value: Mapping[str, Any]) -> None:

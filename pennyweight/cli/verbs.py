@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import tempfile
 from argparse import Namespace
@@ -11,50 +10,48 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import torch
 
 from pennyweight import catalogue
 from pennyweight import report as pages
 from pennyweight.budget import Budget
 from pennyweight.cli import tables
-from pennyweight.corpus import cut, describe_source, read_documents, require_windows
-from pennyweight.errors import InvalidBudget, InvalidMeasurement, InvalidOutput, InvalidPlan, MissingFile
+from pennyweight.cli.measure import measure, power
+from pennyweight.cli.tails import tails
+from pennyweight.errors import InvalidBudget, InvalidOutput, InvalidPlan, MissingFile
 from pennyweight.export.engines import ENGINES, find
 from pennyweight.flow import artifact
-from pennyweight.flow.compress import Settings
+from pennyweight.flow.certify_pair import Judging, certify_pair
 from pennyweight.flow.compress import compress as run_compress
 from pennyweight.flow.load import load
 from pennyweight.flow.make_plan import check_dtype, usual_dtype
-from pennyweight.flow.measure import Scorer
 from pennyweight.flow.options import menu
 from pennyweight.flow.progress import Progress
+from pennyweight.flow.record import certificate_schema
+from pennyweight.flow.settings import Settings
 from pennyweight.flow.steps import collect, make_plan
-from pennyweight.flow.text import check_vocabulary, texts
+from pennyweight.flow.text import texts
 from pennyweight.flow.verify import verify as run_verify
 from pennyweight.formats import FORMATS
-from pennyweight.methods.certification import by_document, clustered_bound
-from pennyweight.network.tokenizer import load_tokenizer, separator_id
-from pennyweight.numerics.random import permutation
 from pennyweight.plan import Plan
 
 
 def compress(arguments: Namespace) -> int:
     """Compress a model; exit 1 when no candidate could be certified."""
     plan = _read_plan(arguments.plan) if arguments.plan else None
-    budget = _budget(arguments)
-    if budget is None and plan is None:
+    budgets = _budgets(arguments)
+    if not budgets and plan is None:
         raise InvalidBudget(
             "no budget was given",
             expected="one of --lose, --fit, --bits, or a --plan",
             mend="--lose 2%",
             site="compress",
         )
-    if budget is None:
+    if not budgets:
         # A plan without a budget claims nothing; its own size is the limit it must keep.
-        budget = Budget(metric="size", at_most=1e18, unit="bytes", confidence=arguments.confidence)
+        budgets = [Budget(metric="size", at_most=1e18, unit="bytes", confidence=arguments.confidence)]
     outcome = run_compress(
-        arguments.model, arguments.out, budget=budget, calibration=arguments.calibration, held_out=arguments.held_out,
+        arguments.model, arguments.out, budget=budgets, calibration=arguments.calibration, held_out=arguments.held_out,
         plan=plan, settings=_settings(arguments), allow_network=arguments.allow_network, progress=_progress(arguments),
     )  # fmt: skip
     page = pages.write(outcome.out)
@@ -66,10 +63,35 @@ def compress(arguments: Namespace) -> int:
     return 0 if outcome.holds else 1
 
 
+def certify(arguments: Namespace) -> int:
+    """Certify another model against a reference; exit 1 when a limit could not be certified."""
+    out = arguments.out or f"{Path(arguments.compressed).resolve().name}.certificate"
+    judging = Judging(
+        length=arguments.length, most=arguments.max_units, scope=arguments.scope, bound=arguments.bound,
+        groups=arguments.groups, reserve=arguments.reserve, salt=arguments.salt, seed=arguments.seed,
+        threads=arguments.threads or 0,
+    )  # fmt: skip
+    outcome = certify_pair(
+        arguments.reference, arguments.compressed, out, budgets=_budgets(arguments), on=arguments.on,
+        pilot=arguments.pilot, judging=judging, allow_network=arguments.allow_network, progress=_progress(arguments),
+    )  # fmt: skip
+    page = pages.write(outcome.out)
+    if arguments.json:
+        _json({**outcome.summary, "certificate": str(outcome.out), "report": str(page)})
+    else:
+        tables.certified(outcome, page)
+    return 0 if outcome.holds else 1
+
+
 def plan(arguments: Namespace) -> int:
     """Make a plan from predictions."""
-    budget = _budget(arguments)
-    assert budget is not None
+    budgets = _budgets(arguments)
+    if len(budgets) != 1:
+        raise InvalidBudget(
+            f"{len(budgets)} budgets were given", expected="one of --lose, --fit, --bits: a plan is made for one limit",
+            mend="--lose 2%; compress takes several, and measures which one binds", site="plan",
+        )  # fmt: skip
+    budget = budgets[0]
     settings, progress = _settings(arguments), _progress(arguments)
     contract = find(settings.engine)
     if arguments.output and (Path(arguments.output).is_dir() or not Path(arguments.output).absolute().parent.is_dir()):
@@ -136,51 +158,6 @@ def inspect(arguments: Namespace) -> int:
     return 0
 
 
-def measure(arguments: Namespace) -> int:
-    """Compare two models on a text."""
-    reference = load(arguments.reference, allow_network=arguments.allow_network)
-    compressed = load(arguments.compressed, allow_network=arguments.allow_network)
-    Budget.lose("1%", confidence=arguments.confidence)  # refuses a confidence outside (0, 1)
-    tokenizer = load_tokenizer(reference.source)
-    words = cut(
-        read_documents(arguments.on), tokenizer, length=arguments.length, split="measurement",
-        source=describe_source(arguments.on), separator=separator_id(reference.source, tokenizer),
-    )  # fmt: skip
-    require_windows(words, 1, "measuring")
-    sizes = [[s.shape[0] for s in n.sites if s.role == "embedding"] for n in (reference, compressed)]
-    if sizes[0] != sizes[1]:
-        raise InvalidMeasurement(
-            f"vocabularies of {sizes[0]} and {sizes[1]} tokens", expected="two models that read the same tokens",
-            mend="compare models of one family", site=arguments.compressed,
-        )  # fmt: skip
-    check_vocabulary(words, reference)
-    order = permutation(len(words), arguments.seed, "measure", words.fingerprint)
-    if arguments.max_windows:
-        order = np.sort(order[: arguments.max_windows])
-    progress = _progress(arguments)
-    with progress.stage("measuring", len(order)) as advance:
-        scores = Scorer(reference, compressed, words).score(order, advance)
-    loss = scores["perplexity"]
-    sums, counts = by_document(loss.degradation, loss.documents)
-    value: dict[str, Any] = {
-        "text": words.source, "fingerprint": words.fingerprint, "windows": len(order), "of": len(words),
-        "length": arguments.length, "confidence": arguments.confidence,
-        "perplexity_before": float(np.exp(loss.reference.mean())),
-        "perplexity_after": float(np.exp(loss.compressed.mean())),
-        "rise": math.expm1(float(loss.degradation.mean())), "kl": float(scores["kl"].degradation.mean()),
-        "agreement": 1 - float(scores["disagreement"].degradation.mean()),
-    }  # fmt: skip
-    if len(sums) > 1:
-        # Documents, not windows, are the units: windows of one document resemble each other.
-        _, error, upper = clustered_bound(sums, counts, arguments.confidence)
-        value |= {"documents": len(sums), "standard_error": float(error), "upper_approximate": math.expm1(float(upper))}
-    if arguments.json:
-        _json(value)
-    else:
-        tables.comparison(value, arguments.reference, arguments.compressed)
-    return 0
-
-
 def verify(arguments: Namespace) -> int:
     """Check an artifact; a failure is an error, exit 2."""
     result = run_verify(arguments.artifact)
@@ -189,15 +166,13 @@ def verify(arguments: Namespace) -> int:
         _json(
             {
                 "files": result.files,
-                "windows": result.windows,
+                "units": result.units,
                 "holds": certificate.holds,
                 "statement": certificate.statement,
             }
         )
     else:
-        print(
-            f"{result.files} files agree with their hashes; the certificate follows from its {result.windows} windows."
-        )
+        print(f"{result.files} files agree with their hashes; the certificate follows from its {result.units} units.")
         print(certificate.statement)
     return 0
 
@@ -233,20 +208,27 @@ def listing(arguments: Namespace) -> int:
     return 0
 
 
+def schema(arguments: Namespace) -> int:
+    """Print what certificate.json holds."""
+    del arguments
+    _json(certificate_schema())
+    return 0
+
+
 VERBS = {
-    "compress": compress, "plan": plan, "inspect": inspect, "measure": measure, "verify": verify, "report": report,
-    "list": listing,
+    "compress": compress, "certify": certify, "measure": measure, "power": power, "tails": tails, "plan": plan,
+    "inspect": inspect, "verify": verify, "report": report, "list": listing, "schema": schema,
 }  # fmt: skip
 
 
-def _budget(arguments: Namespace) -> Budget | None:
-    if arguments.lose is not None:
-        return Budget.lose(arguments.lose, confidence=arguments.confidence)
-    if arguments.fit is not None:
-        return Budget.fit(arguments.fit, confidence=arguments.confidence)
-    if arguments.bits is not None:
-        return Budget(metric="bits", at_most=arguments.bits, unit="bits per weight", confidence=arguments.confidence)
-    return None
+def _budgets(arguments: Namespace) -> list[Budget]:
+    confidence = arguments.confidence
+    budgets = [Budget.lose(text, confidence=confidence) for text in arguments.lose or []]
+    if getattr(arguments, "fit", None) is not None:
+        budgets.append(Budget.fit(arguments.fit, confidence=confidence))
+    if getattr(arguments, "bits", None) is not None:
+        budgets.append(Budget(metric="bits", at_most=arguments.bits, unit="bits per weight", confidence=confidence))
+    return budgets
 
 
 def _settings(arguments: Namespace) -> Settings:
@@ -254,6 +236,8 @@ def _settings(arguments: Namespace) -> Settings:
         "engine": arguments.engine, "length": arguments.length, "calibration_windows": arguments.calibration_windows,
         "selection_windows": arguments.selection_windows, "seed": arguments.seed, "allocation": arguments.allocation,
         "method": arguments.method, "dtype": arguments.dtype, "salt": getattr(arguments, "salt", ""),
+        "scope": getattr(arguments, "scope", "corpus"), "bound": getattr(arguments, "bound", None),
+        "groups": getattr(arguments, "groups", None), "reserve": getattr(arguments, "reserve", False),
         "certification_windows": getattr(arguments, "max_windows", None),
     }  # fmt: skip
     if arguments.threads:

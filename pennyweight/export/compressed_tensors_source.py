@@ -1,12 +1,14 @@
-"""Read a compressed-tensors checkpoint, ours or others': packed or int8 codes become float32 weights when asked for.
+"""Read a compressed-tensors checkpoint, ours or others': codes of any kind become float32 weights when asked for.
 
 Source: the compressed-tensors package, versions 0.17 to 0.20 (`quant_config`, `match`, `pack_quantized`,
 `naive_quantized`). Written on its own, without the package, so that what we wrote can be read back independently of it.
-Only weights are read: a checkpoint that also rounds activations or its key-value cache gives the network without that.
+Only weights are read: a checkpoint that also rounds activations or its key-value cache gives the network without that,
+and says so in its description.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter
@@ -26,8 +28,12 @@ from pennyweight.network.source import SafetensorsSource, TensorInfo, find_tenso
 from pennyweight.numerics.packing import unpack_int32, words_of
 
 METHOD = "compressed-tensors"
-PACKED, NAIVE = "pack-quantized", "int-quantized"
-STORED = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
+PACKED, NAIVE, FLOAT = "pack-quantized", "int-quantized", "float-quantized"
+LAYOUTS = {"pack-quantized": PACKED, "int-quantized": NAIVE, "float-quantized": FLOAT, "naive-quantized": ""}
+FLOATS = ("float8_e4m3fn", "float8_e5m2")  # one element a weight; multiplied by a scale
+STORED = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
+ROUNDED = ("input_activations", "output_activations")  # what a checkpoint may ask an engine to round as it runs
+BARE = ("weight_shape", "weight_g_idx")  # read elsewhere
 # What belongs to rounded activations and caches, not to weights.
 BESIDE = ("input_scale", "input_zero_point", "output_scale", "output_zero_point", "k_scale", "v_scale", "q_scale")
 
@@ -45,12 +51,13 @@ def is_compressed_tensors(directory: str | os.PathLike[str]) -> bool:
 
 @dataclass(frozen=True)
 class _Packed:
-    """One quantized weight: its grid, how it lies in the file, and its parts' names by role."""
+    """One quantized weight: its grid, how it lies in the file, and its parts' names by role; floats have no grid."""
 
-    grid: Grid
+    grid: Grid | None
     layout: str
     shape: tuple[int, int]
     stored: Mapping[str, str]
+    tile: tuple[int, int] = (1, 1)  # rows and columns that share a scale; of floats alone
 
 
 class CompressedTensorsSource:
@@ -74,6 +81,7 @@ class CompressedTensorsSource:
         self.config: Mapping[str, Any] = MappingProxyType(
             {k: v for k, v in self._files.config.items() if k != "quantization_config"}
         )
+        self.left_out = ["the key-value cache"] if quantization.get("kv_cache_scheme") else []
         self._schemes = self._read_schemes(quantization)
         self._ignore = [str(name) for name in quantization.get("ignore") or []]
         self._packed = {f"{module}.weight": self._read_layout(module) for module in self._quantized_modules()}
@@ -88,34 +96,64 @@ class CompressedTensorsSource:
         find_tensor(self.tensors, name, self.path)
         if name not in self._packed:
             return self._files.read(name)
-        part = self.read_part(name)
-        return part.format.decode(part.tensors, self._packed[name].shape)
+        packed = self._packed[name]
+        if packed.layout == FLOAT:
+            return self._read_float(packed)
+        assert packed.grid is not None
+        part = self._part(packed)
+        if "weight_g_idx" not in packed.stored:
+            return packed.grid.decode(part.tensors, packed.shape)
+        # The group of each column is spelled out: columns of one group need not lie side by side.
+        group = self._files.read(packed.stored["weight_g_idx"]).long()
+        if bool((group == -1).all()):  # never set: they do lie side by side
+            return packed.grid.decode(part.tensors, packed.shape)
+        groups = part.tensors["scale"].shape[1]
+        if int(group.min()) < 0 or int(group.max()) >= groups:
+            raise self._refusal("weight_g_idx names groups that have no scale", name, expected=f"0 to {groups - 1}")
+        zero = part.tensors["zero_point"].float()[:, group] if "zero_point" in part.tensors else packed.grid.levels // 2
+        return (part.tensors["codes"].float() - zero) * part.tensors["scale"].float()[:, group]
 
     def read_part(self, name: str) -> Part:
         """Codes, scale and, for asymmetric grids, zero point of `x.weight`, exactly as they are stored.
 
         Raises:
-            InvalidModel: there is no such tensor, or it is stored dense.
+            InvalidModel: there is no such tensor, or it is stored dense, as floats, or with columns out of order.
         """
         find_tensor(self.tensors, name, self.path)
         if name not in self._packed:
             raise self._refusal("it is stored dense", name, expected="the name of a quantized weight")
         packed = self._packed[name]
-        raw = {role: self._files.read(stored) for role, stored in packed.stored.items() if role != "weight_shape"}
+        if packed.layout == FLOAT or "weight_g_idx" in packed.stored:
+            raise self._refusal("it is not stored on a grid of integers", name, expected="integers, columns in order")
+        return self._part(packed)
+
+    def _read_float(self, packed: _Packed) -> Tensor:
+        """An 8-bit float a weight, times a scale for the tensor, a row, a group of inputs, or a rectangle."""
+        weight = self._files.read(packed.stored["weight"]).float()
+        scale = self._files.read(packed.stored["weight_scale"]).float()
+        rows, columns = packed.shape
+        tall, wide = packed.tile
+        scale = scale.reshape(-(-rows // tall), -(-columns // wide))
+        return weight * scale.repeat_interleave(tall, 0)[:rows].repeat_interleave(wide, 1)[:, :columns]
+
+    def _part(self, packed: _Packed) -> Part:
+        assert packed.grid is not None
+        raw = {role: self._files.read(stored) for role, stored in packed.stored.items() if role not in BARE}
         (rows, columns), bits = packed.shape, packed.grid.bits
         middle = 1 << (bits - 1)  # signed codes plus this are ours
         if packed.layout == PACKED:
             codes = unpack_int32(raw["weight_packed"], bits, columns)
         else:
             codes = (raw["weight"].to(torch.int16) + middle).to(torch.uint8)
-        scale = raw["weight_scale"].reshape(-1, raw["weight_scale"].shape[-1])
+        groups = packed.grid.groups(columns)
+        scale = raw["weight_scale"].reshape(-1, groups)
         tensors = {"codes": codes, "scale": scale.expand(rows, -1).contiguous()}  # one scale a tensor: the same a row
         if not packed.grid.symmetric:
             zero = raw["weight_zero_point"]
             if packed.layout == PACKED:
                 zero = unpack_int32(zero.T.contiguous(), bits, rows).T
             else:
-                zero = (zero.to(torch.int16) + middle).to(torch.uint8).reshape(-1, zero.shape[-1])
+                zero = (zero.to(torch.int16) + middle).to(torch.uint8).reshape(-1, groups)
             tensors["zero_point"] = zero.expand(rows, -1).contiguous()
         return Part(packed.grid, tensors)
 
@@ -138,7 +176,8 @@ class CompressedTensorsSource:
         """How many tensors of which format."""
         counts = Counter(info.dtype for info in self.tensors.values())
         listed = ", ".join(f"{n} {dtype}" for dtype, n in counts.most_common())
-        return f"compressed-tensors, {len(self.tensors)} tensors: {listed}"
+        left = f"; read without rounding {', '.join(self.left_out)}" if self.left_out else ""
+        return f"compressed-tensors, {len(self.tensors)} tensors: {listed}{left}"
 
     def _read_schemes(self, quantization: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
         """Target, layout and weight arguments of every group; the most specific targets first."""
@@ -154,12 +193,16 @@ class CompressedTensorsSource:
             arguments = group.get("weights")
             if arguments is None:
                 continue
-            layout = group.get("format") or quantization.get("format")
-            if layout not in (PACKED, NAIVE) or arguments.get("type", "int") != "int":
+            named = group.get("format") or quantization.get("format")
+            kind = arguments.get("type", "int")
+            layout = LAYOUTS.get(str(named)) or {"int": NAIVE, "float": FLOAT}.get(kind)
+            wanted = "float" if layout == FLOAT else "int"
+            if named not in LAYOUTS or kind != wanted or (kind == "float" and arguments.get("num_bits", 8) != 8):
                 raise self._refusal(
-                    f"{name} is stored as {layout} ({arguments.get('type', 'int')})",
-                    expected=f"{PACKED} or {NAIVE}, integers",
+                    f"{name} is stored as {named} ({kind}{arguments.get('num_bits', 8)})",
+                    expected=f"{PACKED} or {NAIVE} with integers, or {FLOAT} with 8 bits",
                 )
+            self.left_out += [f"{what} of {name}" for what in ROUNDED if group.get(what)]
             schemes += [(str(target), str(layout), arguments) for target in group.get("targets") or []]
         return sorted(schemes, key=lambda scheme: (scheme[0] == "Linear", scheme[0].startswith("re:")))
 
@@ -167,9 +210,7 @@ class CompressedTensorsSource:
         found = []
         for name, info in self._files.tensors.items():
             module, _, leaf = name.rpartition(".")
-            if leaf == "weight_g_idx":
-                raise self._refusal("columns are in the order of activations (weight_g_idx)", module)
-            if leaf == "weight_packed" or (leaf == "weight" and info.dtype == "int8"):
+            if leaf == "weight_packed" or (leaf == "weight" and info.dtype in ("int8", *FLOATS)):
                 found.append(module)
         return found
 
@@ -181,10 +222,17 @@ class CompressedTensorsSource:
         if missing := sorted((required | (set() if symmetric else {"weight_zero_point"})) - stored.keys()):
             raise self._refusal(f"{missing[0]} is missing", module, expected=f"a whole {layout} weight")
         rows, columns = self._shape(module, layout)
+        stores_floats = self._files.tensors[stored.get("weight", stored["weight_scale"])].dtype in FLOATS
+        if layout != PACKED and stores_floats != (layout == FLOAT):
+            raise self._refusal(f"{self._files.tensors[stored['weight']].dtype} stored as {layout}", module)
+        if "weight_g_idx" in stored and self._files.tensors[stored["weight_g_idx"]].shape != (columns,):
+            raise self._refusal("weight_g_idx does not name a group for every column", module, expected=f"{[columns]}")
         scale = self._files.tensors[stored["weight_scale"]]
         if scale.dtype not in SCALE_DTYPES:
             raise self._refusal(f"scales in {scale.dtype}", module, expected=", ".join(SCALE_DTYPES))
         strategy = arguments.get("strategy") or ("group" if (arguments.get("group_size") or -1) > 0 else "channel")
+        if layout == FLOAT:
+            return self._float_layout(module, (rows, columns), strategy, arguments, stored)
         if strategy not in ("group", "channel", "tensor"):
             raise self._refusal(f"scales by {strategy}", module, expected="scales by group, channel or tensor")
         try:
@@ -205,6 +253,26 @@ class CompressedTensorsSource:
                 self._check_words(module, "weight_zero_point", (words_of(rows, grid.bits), groups))
         return _Packed(grid, layout, (rows, columns), stored)
 
+    def _float_layout(
+        self, module: str, shape: tuple[int, int], strategy: str, arguments: Mapping[str, Any], stored: dict[str, str]
+    ) -> _Packed:
+        """How many rows and columns share a scale."""
+        rows, columns = shape
+        group, rectangle = arguments.get("group_size"), arguments.get("block_structure")
+        tile = {"tensor": shape, "channel": (1, columns)}.get(strategy)
+        if strategy == "group" and isinstance(group, int) and group > 0:
+            tile = (1, group)
+        if strategy == "block" and isinstance(rectangle, list) and len(rectangle) == 2 and min(rectangle) > 0:
+            tile = (int(rectangle[0]), int(rectangle[1]))
+        if tile is None or not arguments.get("symmetric", True):
+            raise self._refusal(f"floats with scales by {strategy}", module, expected="tensor, channel, group or block")
+        expected = (-(-rows // tile[0]), -(-columns // tile[1]))
+        found = self._files.tensors[stored["weight_scale"]].shape
+        flat = expected[1] == 1 and found in ((), (1,), (rows,)) and math.prod(found) == expected[0]
+        if found != expected and not flat:
+            raise self._refusal(f"scales of shape {list(found)}", module, expected=f"{list(expected)}")
+        return _Packed(None, FLOAT, shape, stored, tile)
+
     def _scheme_of(self, module: str) -> tuple[str, Mapping[str, Any]]:
         if not any(_matches(module, target) for target in self._ignore):
             for target, layout, arguments in self._schemes:
@@ -217,7 +285,7 @@ class CompressedTensorsSource:
         )
 
     def _shape(self, module: str, layout: str) -> tuple[int, int]:
-        shape: tuple[int, ...] = self._files.tensors[f"{module}.weight"].shape if layout == NAIVE else tuple(
+        shape: tuple[int, ...] = self._files.tensors[f"{module}.weight"].shape if layout != PACKED else tuple(
             self._files.read(f"{module}.weight_shape").tolist()
         )  # fmt: skip
         if len(shape) != 2:
@@ -243,10 +311,14 @@ class CompressedTensorsSource:
             if dense in self._packed and dense not in tensors:
                 packed = self._packed[dense]
                 stored = sum(self._files.tensors[part].bytes for part in packed.stored.values())
-                tensors[dense] = TensorInfo(dense, packed.shape, packed.grid.label(), stored)
+                tensors[dense] = TensorInfo(dense, packed.shape, self._label(dense), stored)
             elif dense not in self._packed:
                 tensors[name] = info
         return tensors
+
+    def _label(self, name: str) -> str:
+        packed = self._packed[name]
+        return self._files.tensors[name].dtype if packed.grid is None else packed.grid.label()
 
     def _refusal(self, happened: str, module: str = "", *, expected: str = "") -> InvalidModel:
         return InvalidModel(

@@ -54,7 +54,7 @@ def write_text(directory: Path, name: str, text: str) -> None:
     """
     path = directory / FOLDER / name
     with disk_errors(path):
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text.encode())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ def build(
     windows: Windows,
     journal: Journal,
     states: ReferenceStates,
+    metrics: Sequence[Any],
     progress: Progress,
 ) -> Candidate:
     """Apply, write, re-read and score one plan; whatever of it is in the journal already is not done again.
@@ -91,7 +92,7 @@ def build(
     facts = journal.load(f"candidates/{key}.json")
     network = load(directory)
     if not journal.has(f"selection/{key}.json"):
-        scorer = Scorer(reference, network, windows, states)
+        scorer = Scorer(reference, network, windows, states, metrics)
         with progress.stage("measuring candidate", len(windows)) as advance:
             scores = scorer.score(np.arange(len(windows), dtype=np.int64), advance)
         journal.save(f"selection/{key}.json", evidence.to_values(scores))

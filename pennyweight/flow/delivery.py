@@ -16,11 +16,12 @@ import msgspec
 
 from pennyweight.budget import Budget, Certificate
 from pennyweight.errors import InfeasibleBudget, InvalidOutput
-from pennyweight.flow import artifact, evidence
+from pennyweight.flow import artifact, record
 from pennyweight.flow.candidate import Candidate
-from pennyweight.flow.certify import Judged, claims
+from pennyweight.flow.certify import Judged, Rules, claims
+from pennyweight.flow.claims import Asked
+from pennyweight.flow.profile_values import Calibration
 from pennyweight.flow.progress import Progress
-from pennyweight.flow.verify import read_certificate
 from pennyweight.network.network import Network
 from pennyweight.numerics.hashing import canonical
 
@@ -51,7 +52,9 @@ def deliver(
     header: Mapping[str, Any],
     reference: Network,
     *,
-    salt: str,
+    asked: Sequence[Asked],
+    rules: Rules,
+    calibration: Calibration | None,
     seconds: float,
     progress: Progress,
 ) -> None:
@@ -67,24 +70,23 @@ def deliver(
         facts: its ledger and accounting.
         header: of the run.
         reference: the model handed in.
-        salt: of the certification order.
+        asked: the claims.
+        rules: how they were judged.
+        calibration: of the next-token probabilities on the selection split.
         seconds: the run took, this process alone.
         progress: seconds and memory by stage.
     """
     staged, certificate = best.directory, judged.certificate
-    artifact.write_record(staged, "certificate.json", certificate)
-    scores = {"selection": judged.selection, "certification": judged.certification}
-    artifact.write_record(
-        staged, "evidence.json", {"salt": salt, **{split: evidence.to_values(of) for split, of in scores.items()}}
-    )
+    record.write(staged, judged, rules, asked, best.weights)
+    artifact.write_record(staged, "calibration.json", calibration)
     artifact.write_record(staged, "ledger.json", facts["ledger"])
     artifact.write_record(staged, "accounting.json", facts["accounting"])
     artifact.write_record(staged, "ladder.json", rungs)
     artifact.write_record(staged, "run.json", {**header, "source": reference.source.description})
     artifact.write_text(staged, "plan.toml", best.plan.to_toml())
     summary = {
-        **claims(certificate, judged.certification),
-        "budget": asdict(certificate.budget), "model": str(reference.source.path.name),
+        **claims(certificate, judged.text),
+        "budgets": [asdict(one.budget) for one in asked], "model": str(reference.source.path.name),
         "source": reference.source.description, "engine": best.plan.engine,
         "bytes_before": reference.source.stored_bytes, "bytes_16_bit": 2 * weights_of(reference),
         "bytes_after": best.size, "bits": 8 * best.plan.bytes / weights_of(reference),
@@ -108,15 +110,15 @@ def weights_of(network: Network) -> int:
     return sum(math.prod(info.shape) for info in network.source.tensors.values())
 
 
-def check_size(budget: Budget, best: Candidate) -> None:
+def check_size(limit: Budget | None, best: Candidate) -> None:
     """Refuse to call a size budget met when the files came out larger.
 
     Raises:
         InfeasibleBudget: they did.
     """
-    if budget.metric == "size" and best.size > budget.at_most:
+    if limit is not None and limit.metric == "size" and best.size > limit.at_most:
         raise InfeasibleBudget(
-            f"the files came out at {best.size} bytes, over the {budget.at_most:.0f} allowed",
+            f"the files came out at {best.size} bytes, over the {limit.at_most:.0f} allowed",
             expected="a prediction that counts headers in full", site="--fit",
             mend=f"--fit {best.size}B, and report this",
         )  # fmt: skip
@@ -151,4 +153,4 @@ def _taken(out: Path) -> InvalidOutput:
 def outcome_of(out: Path) -> Outcome:
     """What an artifact says of the run that made it."""
     summary = artifact.read_record(out, "summary.json")
-    return Outcome(out=out, certificate=read_certificate(out), holds=bool(summary["holds"]), summary=summary)
+    return Outcome(out=out, certificate=record.read_certificate(out), holds=bool(summary["holds"]), summary=summary)

@@ -1,8 +1,8 @@
-"""What a certificate rests on, as plain values: the scores of every window, in the order they were drawn."""
+"""What a certificate rests on, as plain values: the scores of every unit, in the order they were drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,21 +13,27 @@ from pennyweight.errors import VerificationFailed
 from pennyweight.numerics.random import derived_seed, permutation
 
 
-def random_order(count: int, windows: str, weights: str, salt: str) -> tuple[int, NDArray[np.int64]]:
-    """The order in which windows are drawn, and the seed it comes from.
+def random_order(count: int, units: str, weights: str, salt: str) -> tuple[int, NDArray[np.int64]]:
+    """The order in which units are drawn, and the seed it comes from.
 
-    The seed follows from the hashes of the text's tokens and of the candidate's weights, so that a candidate that
-    failed does not get another order by renaming a file. Only the salt is anyone's choice; the evidence records it.
+    The seed follows from the hashes of the population and of the candidate's weights, so that a candidate that failed
+    does not get another order by renaming a file. Only the salt is anyone's choice; the evidence records it.
     """
-    names = ("certification order", windows, weights)
+    names = ("certification order", units, weights)
     return derived_seed(salt, *names), permutation(count, salt, *names)
 
 
+def first_of_each(order: NDArray[np.int64], documents: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Keep the first unit of every document in an order `[n]`: documents are independent, their units are not."""
+    _, first = np.unique(documents[order], return_index=True)
+    return order[np.sort(first)]
+
+
 def to_values(measurements: Mapping[str, Measurement]) -> dict[str, Any]:
-    """Measurements on the same windows as JSON-able columns."""
+    """Measurements on the same units as JSON-able columns."""
     first = next(iter(measurements.values()))
     return {
-        "windows": first.windows.tolist(), "documents": first.documents.tolist(), "tokens": first.tokens,
+        "drawn": first.drawn.tolist(), "documents": first.documents.tolist(), "tokens": first.tokens,
         "fingerprint": first.fingerprint,
         "metrics": {
             name: {"unit": m.unit, "reference": m.reference.tolist(), "compressed": m.compressed.tolist()}
@@ -49,7 +55,7 @@ def from_values(values: Mapping[str, Any]) -> dict[str, Measurement]:
                 metric=name, unit=columns["unit"],
                 reference=np.array(columns["reference"], dtype=np.float64),
                 compressed=np.array(columns["compressed"], dtype=np.float64),
-                windows=np.array(values["windows"], dtype=np.int64),
+                drawn=np.array(values["drawn"], dtype=np.int64),
                 documents=np.array(values["documents"], dtype=np.int64),
                 tokens=int(values["tokens"]), fingerprint=str(values["fingerprint"]),
             )
@@ -58,18 +64,18 @@ def from_values(values: Mapping[str, Any]) -> dict[str, Measurement]:
     except (KeyError, TypeError, ValueError) as error:
         raise VerificationFailed(
             f"the evidence cannot be read: {error}",
-            expected="columns of scores, one number a window",
-            mend="restore evidence.json from a copy, or compress again",
+            expected="columns of scores, one number a unit",
+            mend="restore evidence.json from a copy, or certify again",
             site="evidence.json",
         ) from error
 
 
-def join(parts: list[dict[str, Any]]) -> dict[str, Any]:
+def join(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One set of columns out of several, in order."""
     first, *rest = parts
     joined = {**first, "metrics": {n: {**c} for n, c in first["metrics"].items()}}
     for part in rest:
-        joined["windows"] = joined["windows"] + part["windows"]
+        joined["drawn"] = joined["drawn"] + part["drawn"]
         joined["documents"] = joined["documents"] + part["documents"]
         for name, columns in joined["metrics"].items():
             for side in ("reference", "compressed"):

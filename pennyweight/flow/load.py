@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch
 
-from pennyweight.errors import InvalidWeights
+from pennyweight.errors import InvalidMeasurement, InvalidWeights
 from pennyweight.export import CompressedTensorsSource, is_compressed_tensors
+from pennyweight.export.gptq_source import GPTQSource, is_gptq
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.network.network import Network
+from pennyweight.network.onnx import open_onnx
 from pennyweight.network.opening import find_model, open_source
 from pennyweight.network.source import check_finite
 from pennyweight.network.trace import load_network
@@ -38,16 +40,35 @@ def load(model: str | Path, *, allow_network: bool = False) -> Network:
     """Sites and edges of a model; the weights stay on disk.
 
     Args:
-        model: a Hugging Face directory (safetensors, sharded or not; compressed-tensors too), a GGUF file, or a hub id
-            when the network may be used.
+        model: a Hugging Face directory (safetensors, sharded or not; compressed-tensors and GPTQ too), a GGUF file, an
+            ONNX file (it has no sites: it can be scored and not compressed), or a hub id when the network may be used.
         allow_network: whether a hub id may be downloaded.
 
     Raises:
         MissingFile: there is nothing by that name, or a shard is missing.
         CorruptFile: a file is damaged.
         InvalidModel: it is not a model we can read.
+        MissingExtra: a package is needed for this kind of file.
     """
     path = find_model(model, allow_network=allow_network)
+    if path.is_file() and path.suffix.lower() == ".onnx":
+        return open_onnx(path)
+    if path.is_dir() and is_gptq(path):
+        return load_network(GPTQSource(path))
     if path.is_dir() and is_compressed_tensors(path):
         return load_network(CompressedTensorsSource(path))
     return load_network(open_source(path))
+
+
+def check_pair(before: Network, after: Network) -> None:
+    """Refuse two models that do not read the same tokens.
+
+    Raises:
+        InvalidMeasurement: their vocabularies differ.
+    """
+    rows = [[site.shape[0] for site in network.sites if site.role == "embedding"] for network in (before, after)]
+    if rows[0] and rows[1] and rows[0] != rows[1]:
+        raise InvalidMeasurement(
+            f"vocabularies of {rows[0][0]} and {rows[1][0]} tokens", expected="two models that read the same tokens",
+            mend="compare models of one family", site=str(after.source.path),
+        )  # fmt: skip

@@ -87,14 +87,17 @@ class Planner:
             share: of the margin to spend.
             ratio: rise of log perplexity over predicted KL, measured on the selection split.
         """
-        if budget.metric == "perplexity":
+        if budget.metric in ("perplexity", "kl"):  # for small losses both are the damage that is predicted
             return self.within_damage(share * budget.margin / ratio)
         if budget.metric == "size":
             return self.within_bytes(int(budget.at_most))
         if budget.metric == "bits":
             return self.within_bits(budget.at_most)
         raise InvalidBudget(
-            f"no plan can be made for a budget on {budget.metric}", expected="perplexity, size or bits", site="budget"
+            f"no plan can be made for a budget on {budget.metric} by prediction alone",
+            expected="perplexity, kl, size or bits",
+            mend="compress measures any metric and plans by it",
+            site="budget",
         )
 
     @property

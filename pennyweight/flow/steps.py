@@ -15,12 +15,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from pennyweight.budget import Budget, Certificate, Measurement
+from pennyweight.budget import Budget, Certificate, Measurement, Opening
 from pennyweight.corpus import Windows, cut, describe_source, read_documents, require_windows
 from pennyweight.errors import InvalidOutput
 from pennyweight.export import write
@@ -28,7 +28,8 @@ from pennyweight.export.engines import find
 from pennyweight.flow import collect as collecting
 from pennyweight.flow.apply import apply as carry_out
 from pennyweight.flow.artifact import code_hash
-from pennyweight.flow.certify import terms_for
+from pennyweight.flow.certify import Rules, common_terms
+from pennyweight.flow.claims import resolve, usual_engine
 from pennyweight.flow.collect import Collected
 from pennyweight.flow.journal import Journal, open_run
 from pennyweight.flow.load import load
@@ -37,6 +38,7 @@ from pennyweight.flow.options import tabulate
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.text import some
 from pennyweight.methods.certification import certify as judge
+from pennyweight.methods.certification import combine
 from pennyweight.network.network import Network
 from pennyweight.network.tokenizer import load_tokenizer, separator_id
 from pennyweight.plan import Plan
@@ -158,13 +160,24 @@ def apply(
     return load(out)
 
 
-def certify(measured: Mapping[str, Measurement], budget: Budget, *, pilot: Mapping[str, Measurement]) -> Certificate:
-    """Judge a loss on a text of which every window was scored; terms come from a pilot on other text.
+def certify(
+    measured: Mapping[str, Measurement], budget: Budget | Sequence[Budget], *, pilot: Mapping[str, Measurement]
+) -> Certificate:
+    """Judge losses on a text of which every window was scored; terms come from a pilot on other text.
 
     Raises:
         InvalidMeasurement: the pilot or the measurement is empty.
+        InvalidBudget: a metric of a task, or limits that contradict each other.
     """
+    asked = resolve([budget] if isinstance(budget, Budget) else budget)
     loss = measured["perplexity"]
-    terms = terms_for(budget, pilot["perplexity"], len(loss.windows))
-    scope = f"a text of {len(loss.windows)} windows (sha256 {loss.fingerprint[:16]}…)"
-    return judge(loss, budget, terms, scope=scope, fingerprints={"certification": loss.fingerprint})
+    alpha = 1 - asked[0].budget.confidence
+    opening = Opening(number=1, alpha=alpha, spent=alpha)
+    rules = Rules(engine=usual_engine("corpus", None), opening=opening)
+    terms = common_terms(asked, pilot, rules, size=len(loss.drawn), discrete=False, claims=len(asked))
+    scope = f"a text of {len(loss.drawn)} windows (sha256 {loss.fingerprint[:16]}…)"
+    claims = [
+        judge(measured[one.metric.name], one.budget, term, metric=one.metric, scope=scope)
+        for one, term in zip(asked, terms, strict=True)
+    ]
+    return combine(claims, opening=opening, noise_floor={}, fingerprints={"certification": loss.fingerprint})

@@ -115,5 +115,6 @@ def some(windows: Windows, count: int, seed: int) -> Windows:
     chosen = sorted(permutation(len(windows), seed, windows.split, windows.fingerprint)[:count].tolist())
     return replace(
         windows, ids=windows.ids[chosen], documents=windows.documents[chosen],
+        ends=None if windows.ends is None else windows.ends[chosen],
         fingerprint=of_value([windows.fingerprint, chosen]),
     )  # fmt: skip

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from pennyweight.budget import Certificate
 from pennyweight.errors import InvalidPlan, PennyweightError, VerificationFailed
-from pennyweight.flow import artifact, evidence
-from pennyweight.flow.certify import claims, scope_seed, terms_for
-from pennyweight.methods.certification import certify
+from pennyweight.flow import artifact, record
+from pennyweight.flow.certify import Evidence, Rules, claims, drawn_order, fingerprints_of, judge_evidence
 from pennyweight.numerics.hashing import of_value
 from pennyweight.plan import Plan
 
@@ -24,29 +24,13 @@ class Verified:
 
     Args:
         files: whose hashes agree with the seal.
-        windows: of evidence the certificate was recomputed from.
+        units: of evidence the certificate was recomputed from.
         certificate: as recomputed, equal to the stored one.
     """
 
     files: int
-    windows: int
+    units: int
     certificate: Certificate
-
-
-def read_certificate(directory: Path) -> Certificate:
-    """The certificate of an artifact.
-
-    Raises:
-        VerificationFailed: it is missing, or not a certificate.
-    """
-    value = artifact.read_record(directory, "certificate.json")
-    try:
-        return msgspec.convert(value, Certificate)
-    except msgspec.ValidationError as error:
-        raise VerificationFailed(
-            f"is not a certificate: {error}", expected="the fields pennyweight writes", mend="restore it from a copy",
-            site=str(directory / artifact.FOLDER / "certificate.json"),
-        ) from error  # fmt: skip
 
 
 def verify(directory: str | Path) -> Verified:
@@ -64,80 +48,98 @@ def verify(directory: str | Path) -> Verified:
             "there is no such directory", expected="an artifact", mend="check the path", site=str(directory)
         )
     count = artifact.check_seal(directory)
-    stored = read_certificate(directory)
-    records: dict[str, Any] = artifact.read_record(directory, "evidence.json")
+    stored = record.read_certificate(directory)
+    asked, parts, rules, weights = record.read_evidence(directory)
     try:
-        selection = evidence.from_values(records["selection"])
-        measured = evidence.from_values(records["certification"])
-        again = _again(stored, selection, measured, records["salt"])
+        for part in parts:
+            _check_order(part, weights, rules)
+        again = judge_evidence(asked, parts, rules, stored.fingerprints, weights)
     except VerificationFailed:
         raise
-    except (PennyweightError, KeyError, TypeError, ValueError) as error:
+    except (PennyweightError, KeyError, TypeError, ValueError, IndexError) as error:
         raise VerificationFailed(
             f"the evidence does not bear the certificate: {str(error).splitlines()[0]}",
             expected="evidence as it was written with the certificate", mend="restore it from a copy",
             site=str(directory),
         ) from error  # fmt: skip
-    _equal("artifact", stored.fingerprints.get("artifact"), artifact.model_hash(directory), directory)
-    _equal("weights", stored.fingerprints.get("weights"), artifact.weights_hash(directory), directory)
-    _equal("plan", stored.fingerprints.get("plan"), of_value(_plan(directory).to_toml()), directory)
-    run: Any = artifact.read_record(directory, "run.json")
-    for name in ("model", "code"):
-        _equal(name, stored.fingerprints.get(name), str(run.get(name) if isinstance(run, dict) else None), directory)
-    _equal(
-        "certification", stored.fingerprints.get("certification"), records["certification"]["fingerprint"], directory
-    )
-    _equal("selection", stored.fingerprints.get("selection"), records["selection"]["fingerprint"], directory)
-    before, after = msgspec.to_builtins(stored), msgspec.to_builtins(again)
-    different = [name for name in before if not _agree(name, before[name], after[name])]
-    if different:
+    _check_fingerprints(directory, stored, parts, weights)
+    if different := _differences(msgspec.to_builtins(stored), msgspec.to_builtins(again), ""):
         raise VerificationFailed(
-            f"the certificate does not follow from its evidence: {', '.join(different)}",
+            f"the certificate does not follow from its evidence: {', '.join(different[:5])}",
             expected="the same values when it is computed again",
-            mend="do not rely on it; compress again",
+            mend="do not rely on it; certify again",
             site=str(directory / artifact.FOLDER / "certificate.json"),
         )
     told: Any = artifact.read_record(directory, "summary.json")
-    true = {**claims(again, measured), "bytes_after": artifact.size_on_disk(directory)}
-    if not isinstance(told, dict) or (wrong := [name for name in true if not _close(told.get(name), true[name])]):
+    text = next((part.scored for part in parts if part.on == ""), None)
+    true: dict[str, Any] = {} if text is None else dict(msgspec.to_builtins(claims(again, text)))
+    if not is_bare(directory):
+        true["bytes_after"] = artifact.size_on_disk(directory)
+    wrong = _differences(true, told, "") if isinstance(told, dict) else ["nothing"]
+    if wrong:
         raise VerificationFailed(
-            f"the summary says other than the certificate: {', '.join(wrong) if isinstance(told, dict) else 'nothing'}",
-            expected="the values that follow from the evidence", mend="do not rely on it; compress again",
+            f"the summary says other than the certificate: {', '.join(wrong[:5])}",
+            expected="the values that follow from the evidence", mend="do not rely on it; certify again",
             site=str(directory / artifact.FOLDER / "summary.json"),
         )  # fmt: skip
-    return Verified(files=count, windows=len(measured["perplexity"].windows), certificate=again)
+    return Verified(files=count, units=sum(len(next(iter(p.scored.values())).drawn) for p in parts), certificate=again)
 
 
-def _again(stored: Certificate, selection: Any, measured: Any, salt: str) -> Certificate:
-    population = stored.terms.population
-    if population is None:
-        raise VerificationFailed("a certificate of a corpus needs its number of windows", site="certificate.json")
-    terms = terms_for(stored.budget, selection["perplexity"], population, stored.terms.n_max)
-    loss = measured["perplexity"]
-    seed, order = evidence.random_order(population, loss.fingerprint, stored.fingerprints["weights"], salt)
-    if loss.windows.tolist() != order[: len(loss.windows)].tolist():
+def is_bare(directory: Path) -> bool:
+    """Whether a directory holds a certificate alone, for a model that lies elsewhere."""
+    return all(name.startswith(f"{artifact.FOLDER}/") for name in artifact.files(directory))
+
+
+def _check_order(part: Evidence, weights: str, rules: Rules) -> None:
+    found = next(iter(part.scored.values()))
+    documents = np.array(part.documents, dtype=np.int64)
+    _, order = drawn_order(part.size, part.fingerprint, documents, weights, rules)
+    if found.drawn.tolist() != order[: len(found.drawn)].tolist():
         raise VerificationFailed(
-            "the windows were not scored in the order that the hashes prescribe",
+            "the units were not scored in the order that the hashes prescribe",
             expected="a random order that follows from text and artifact", mend="do not rely on it",
             site="evidence.json",
         )  # fmt: skip
-    if scope_seed(stored.scope) != seed:
-        raise VerificationFailed("the scope names another order seed", site="certificate.json")
-    return certify(loss, stored.budget, terms, scope=stored.scope, fingerprints=dict(stored.fingerprints))
+    if (
+        part.discrete != bool(part.on)
+        or found.fingerprint != part.fingerprint
+        or (rules.groups and len(part.labels) != part.size)
+    ):
+        raise VerificationFailed(
+            "the scores are of other units than the evidence says", expected="one population", site="evidence.json"
+        )
 
 
-def _agree(name: str, before: Any, after: Any) -> bool:
-    """Equal; roots and logarithms may differ in their last bits between processors."""
-    if name in ("bound", "log_wealth", "tail_bound"):
-        return math.isclose(before, after, rel_tol=1e-9, abs_tol=1e-12)
-    return bool(before == after)
+def _check_fingerprints(directory: Path, stored: Certificate, parts: tuple[Evidence, ...], weights: str) -> None:
+    known = stored.fingerprints
+    run: Any = artifact.read_record(directory, "run.json")
+    expected = {name: str(run.get(name) if isinstance(run, dict) else None) for name in ("model", "code")}
+    expected["weights"] = weights
+    expected |= fingerprints_of(parts)
+    if not is_bare(directory):
+        expected["artifact"] = artifact.model_hash(directory)
+        expected["plan"] = of_value(_plan(directory).to_toml())
+        texts = run.get("texts") if isinstance(run, dict) else None
+        expected["calibration"] = str(texts.get("calibration") if isinstance(texts, dict) else None)
+        _equal("weights", weights, artifact.weights_hash(directory), directory)
+    if unknown := sorted(set(known) - set(expected)):
+        raise VerificationFailed(
+            f"the certificate names hashes that nothing bears out: {', '.join(unknown)}",
+            expected=f"hashes of {', '.join(expected)}", mend="do not rely on it", site=str(directory),
+        )  # fmt: skip
+    for name, found in expected.items():
+        _equal(name, known.get(name), found, directory)
 
 
-def _close(told: Any, true: Any) -> bool:
-    """Equal, but for the last bits of an exponential."""
+def _differences(true: Any, told: Any, name: str) -> list[str]:
+    """Names of values that are not equal; roots and logarithms may differ in their last bits."""
+    if isinstance(true, dict) and isinstance(told, dict):
+        return [d for key in true for d in _differences(true[key], told.get(key), f"{name}.{key}".lstrip("."))]
+    if isinstance(true, list) and isinstance(told, list) and len(true) == len(told):
+        return [d for i, pair in enumerate(zip(true, told, strict=True)) for d in _differences(*pair, f"{name}[{i}]")]
     if isinstance(true, float) and isinstance(told, float):
-        return math.isclose(told, true, rel_tol=1e-9, abs_tol=1e-12)
-    return bool(told == true)
+        return [] if math.isclose(true, told, rel_tol=1e-9, abs_tol=1e-12) else [name]
+    return [] if true == told else [name]
 
 
 def _plan(directory: Path) -> Plan:

@@ -1,23 +1,24 @@
-"""The report: an artifact as one page that a manager can read at the top and an engineer to the end."""
+"""The report: an artifact, a certificate or a comparison as one page: for a manager at the top, an engineer below."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from pennyweight.errors import InvalidOutput
-from pennyweight.report.page import page
+from pennyweight.flow.profile_values import Profile
+from pennyweight.report.page import page, profile_page
 from pennyweight.report.record import read
 
 NAME = "report.html"
 
-__all__ = ["NAME", "render", "write"]
+__all__ = ["NAME", "render", "write", "write_profile"]
 
 
 def render(directory: Path) -> str:
     """Make the page of an artifact: one self-contained HTML file, the same for the same artifact.
 
     Args:
-        directory: what `pennyweight compress` wrote.
+        directory: what `pennyweight compress` or `pennyweight certify` wrote.
 
     Raises:
         VerificationFailed: it holds no certificate, or one of its files was edited.
@@ -29,7 +30,7 @@ def write(directory: Path, out: Path | None = None) -> Path:
     """Write the page and return where it is.
 
     Args:
-        directory: what `pennyweight compress` wrote.
+        directory: what `pennyweight compress` or `pennyweight certify` wrote.
         out: file to write; `report.html` in the directory by default, the one name its seal leaves free.
 
     Raises:
@@ -46,7 +47,26 @@ def write(directory: Path, out: Path | None = None) -> Path:
             mend="leave the path out",
             site=str(out),
         )
-    text = render(directory)
+    _put(render(directory), out)
+    return out
+
+
+def write_profile(profile: Profile, path: str | Path) -> Path:
+    """Write what `pennyweight measure` found as a page of its own, and return where it is.
+
+    Args:
+        profile: everything two models differ in.
+        path: file to write.
+
+    Raises:
+        InvalidOutput: it cannot be written.
+    """
+    out = Path(path)
+    _put(profile_page(profile), out)
+    return out
+
+
+def _put(text: str, out: Path) -> None:
     try:
         out.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -54,4 +74,3 @@ def write(directory: Path, out: Path | None = None) -> Path:
             f"the report cannot be written: {error.strerror}", expected="a file in a directory that can be written",
             mend="choose another path", site=str(out),
         ) from error  # fmt: skip
-    return out

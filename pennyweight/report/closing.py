@@ -3,46 +3,43 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pennyweight.budget import Claim
 from pennyweight.errors import UnknownName
 from pennyweight.export import find, how_to_load
 from pennyweight.report.html import Html, bullets, folded, paragraph, section, table, tag
 from pennyweight.report.record import Record
-from pennyweight.report.words import NONE, count, duration, integer, limit, number, share, significant, size
+from pennyweight.report.shown import complete, named
+from pennyweight.report.words import NONE, duration, integer, limit, number, share, significant, size
 
 
 def meaning(record: Record, place: int) -> Html:
-    """Limits of the claim, in plain words."""
-    terms, certificate = record.terms, record.certificate
-    sure = limit(record.budget.get("confidence"))
-    exact = record.verdict == "exact"
-    says = [f"It is about one text: {certificate.get('scope') or 'not recorded'}."]
-    if exact:
-        says.append(
-            "It is exact for that text: every window was scored, so there is no sampling error and no confidence."
-        )
-    elif record.claimed:
-        says.append(
-            f"The {sure} are about the random order in which windows were drawn, and hold whenever one stops: were the "
-            "true loss on this text above the bound, such an order would come up at most that rarely."
-        )
+    """Limits of the claims, in plain words."""
+    claims = record.claims
+    sure = limit(record.certificate.confidence)
+    says: list[object] = [f"It rests on {scope}." for scope in dict.fromkeys(c.scope for c in claims) if scope]
+    sampled = [claim for claim in claims if not complete(claim)]
+    says += [_scoped(sampled, scope, sure) for scope in sorted({claim.terms.scope for claim in sampled})]
+    if all(complete(claim) for claim in claims):
+        says.append("It is exact: every unit was scored, so there is no sampling error and no confidence.")
     says.append(
         "Both models were run in float32 arithmetic, the compressed one from the files as written. An engine that "
         "computes in fewer bits adds its own rounding to both."
     )
-    if terms is not None and not exact:
-        cap = f"In the bound, a window counts at most {significant(terms.cap)} nats per token. "
-        above = number(certificate.get("above_cap"))
-        seen = "" if above is None else f"{count(int(above), 'window')} scored lay beyond that; "
-        says.append(
-            f"{cap}{seen}at most {share(certificate.get('tail_bound'))} of all windows do, at the same confidence."
-        )
+    for claim in claims:
+        if claim.terms.tail_alpha and not complete(claim) and claim.terms.scope != "asymptotic":
+            above = f"{integer(claim.above_cap)} of the {claim.counted} scored lay beyond that; "
+            says.append(
+                f"{named(claim)}: in the bound, one of the {claim.counted} counts at most "
+                f"{significant(claim.terms.cap)} {claim.score_unit}. {above}at most {share(claim.tail_bound)} of all "
+                f"{claim.counted} do, at the same confidence."
+            )
     differs = [
         "It is not a claim about other texts, other languages, or tasks: a model can keep its perplexity "
         "here and lose a skill.",
-        "It is not a claim about single answers: the windows that became worst are listed above.",
+        "It is not a claim about single answers: the units that became worst are listed above.",
         "It is not a claim about speed or memory in use; what an engine does with the files is its own matter.",
     ]
     if record.rounded_before:
@@ -59,12 +56,30 @@ def meaning(record: Record, place: int) -> Html:
     )
 
 
+def _scoped(claims: Sequence[Claim], scope: str, sure: str) -> str:
+    """What a confidence is about: the order, the draw of units, or many documents."""
+    names = ", ".join(named(claim) for claim in claims if claim.terms.scope == scope)
+    if scope == "corpus":
+        return (
+            f"The {sure} are about the random order in which units were drawn ({names}): were the true loss on these "
+            "very units above the bound, such an order would come up at most that rarely."
+        )
+    if scope == "source":
+        return (
+            f"The {sure} are about the draw of units from their source ({names}), and hold if units are independent: "
+            "were the true loss of the source above the bound, such units would come up at most that rarely."
+        )
+    return (
+        f"The {sure} are approximate ({names}): they rest on documents that are independent and many, and nothing "
+        "says how many are enough."
+    )
+
+
 def using(record: Record, place: int) -> Html:
     """Load, verify, reproduce."""
     name = record.name
-    parts = [
-        tag("h3", "Load it"),
-        *_engine(record),
+    parts = [] if record.bare else [tag("h3", "Load it"), *_engine(record)]
+    parts += [
         tag("h3", "Verify it"),
         _code(f"pennyweight verify {shlex.quote(name)}"),
         paragraph(
@@ -74,15 +89,15 @@ def using(record: Record, place: int) -> Html:
         tag("h3", "Make it again"),
         _code(_command(record)),
         paragraph(
-            "Run it with the versions and settings below, and on the same texts: their hashes must agree. If you "
-            "passed texts of your own, pass them again. Equal inputs give equal files. To repeat this candidate "
-            "without a search, add ",
-            tag("code", f"--plan {shlex.quote(name + '/pennyweight/plan.toml')}"),
-            ".",
+            "Run it with the versions and settings below, and on the same texts and tasks: their hashes must agree. "
+            "If you passed texts of your own, pass them again. Equal inputs give equal files."
         ),
     ]
+    if not record.bare:
+        plan = tag("code", f"--plan {shlex.quote(name + '/pennyweight/plan.toml')}")
+        parts.append(paragraph("To repeat this candidate without a search, add ", plan, "."))
     hashes = _hashes(record)
-    claimed = (record.certificate.get("fingerprints") or {}).get("code")
+    claimed = record.certificate.fingerprints.get("code")
     if record.run.get("code") and claimed and record.run["code"] != claimed:
         parts.append(
             paragraph(
@@ -120,25 +135,24 @@ def _engine(record: Record) -> list[Html]:
 
 def _command(record: Record) -> str:
     """Write the command with the options this page knows for certain; the rest is in the table of settings."""
-    budget, words = record.budget, ["pennyweight", "compress", str(record.summary.get("model") or "MODEL")]
-    words += ["--out", f"{record.name}-again"]
-    allowed = number(budget.get("at_most"))
-    match budget.get("metric"), allowed:
-        case "perplexity", float():
-            words += ["--lose", f"{100 * allowed:.12g}%"]
-        case "size", float():
-            words += ["--fit", f"{allowed:.0f}B"]
-        case "bits", float():
-            words += ["--bits", f"{allowed:.12g}"]
-    if number(budget.get("confidence")) is not None:
-        words += ["--confidence", f"{budget['confidence']:.12g}"]
-    return shlex.join(words)
+    model = str(record.summary.get("model") or "MODEL")
+    words = ["pennyweight", "compress", model, "--out", f"{record.name}-again"]
+    if record.bare:
+        other = str(record.summary.get("compressed") or "COMPRESSED")
+        words = ["pennyweight", "certify", model, other, "--out", f"{record.name}-again"]
+    for claim in record.limits:
+        words += ["--lose", claim.budget.label]
+    allowed = record.size_limit
+    if allowed is not None and allowed.metric == "size":
+        words += ["--fit", f"{allowed.at_most:.0f}B"]
+    elif allowed is not None:
+        words += ["--bits", f"{allowed.at_most:.12g}"]
+    return shlex.join([*words, "--confidence", f"{record.claims[0].budget.confidence:.12g}"])
 
 
 def _hashes(record: Record) -> dict[str, str]:
     found: dict[str, str] = {}
-    prints = record.certificate.get("fingerprints")
-    for key, value in sorted((prints if isinstance(prints, dict) else {}).items()):
+    for key, value in sorted(record.certificate.fingerprints.items()):
         found[f"{key} (certificate)"] = str(value)
     for key in ("model", "code", "plan"):
         if record.run.get(key):

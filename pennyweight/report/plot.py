@@ -118,6 +118,14 @@ def dot(place: Point, radius: float, class_: str, words: str) -> Html:
     return tag("circle", tag("title", words), cx=f"{place[0]:.1f}", cy=f"{place[1]:.1f}", r=radius, class_=class_)
 
 
+def mark(place: Point, words: str, *, square: bool = False) -> Html:
+    """Draw an estimate that says what it is: a square, or a dot."""
+    if not square:
+        return dot(place, 4.5, "dot", words)
+    x, y = place
+    return tag("rect", tag("title", words), x=f"{x - 5:.1f}", y=f"{y - 5:.1f}", width=10, height=10, class_="dot")
+
+
 def span(values: Sequence[float], *, room: float = 0.08, least: float = 1e-9) -> Point:
     """Find the smallest and largest value with room on both sides; never empty."""
     low, high = min(values), max(values)

@@ -8,14 +8,40 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from pennyweight.budget import Measurement, Terms
+from pennyweight.budget import Budget, Certificate, Claim
 from pennyweight.errors import VerificationFailed
 from pennyweight.export import Accounting
-from pennyweight.flow import artifact, evidence
+from pennyweight.flow import artifact
+from pennyweight.flow.certify import Evidence
+from pennyweight.flow.profile_values import Calibration
+from pennyweight.flow.record import read_certificate, read_evidence
+from pennyweight.flow.verify import is_bare
+from pennyweight.methods.certification import Engine
 
 Values = Mapping[str, Any]
 Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one claim rests on.
+
+    Args:
+        claim: as the certificate states it.
+        degradation: of each unit, in the order drawn `[n]`.
+        documents: of each unit `[n]`.
+        engine: the bound.
+        discrete: whether a unit is one question, worth a few values only.
+    """
+
+    claim: Claim
+    degradation: NDArray[np.float64]
+    documents: NDArray[np.int64]
+    engine: Engine
+    discrete: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,42 +51,56 @@ class Record:
     Args:
         name: of the directory.
         summary: numbers of the whole run.
-        certificate: the claim, as stored.
-        terms: of the claim, or None when they cannot be read.
-        measured: scores on the certification split by metric, in the order drawn.
+        certificate: all claims.
+        parts: scores by population, in the order drawn; empty when there is no evidence.
+        engine: the bound, or None when there is no evidence.
         ladder: candidates, in the order they were judged.
         ledger: one row a site.
         accounting: where every tensor went, or None.
         run: settings, versions and hashes.
         timing: seconds and memory; not sealed and possibly absent.
+        calibration: of next-token probabilities on the selection split, or None.
+        bare: whether the model lies elsewhere, and only its certificate is here.
     """
 
     name: str
     summary: Values
-    certificate: Values
-    terms: Terms | None
-    measured: Mapping[str, Measurement]
+    certificate: Certificate
+    parts: tuple[Evidence, ...]
+    engine: Engine | None
     ladder: Sequence[Values]
     ledger: Sequence[Values]
     accounting: Accounting | None
     run: Values
     timing: Values
+    calibration: Calibration | None
+    bare: bool
 
     @property
-    def verdict(self) -> str:
-        """As the certificate says it."""
-        return str(self.certificate.get("verdict") or self.summary.get("verdict") or "unknown")
+    def limits(self) -> tuple[Claim, ...]:
+        """Claims of a limit on a loss; a claim without one is reported, and nothing is certified of it."""
+        return tuple(claim for claim in self.certificate.claims if claim.budget.is_claim)
 
     @property
-    def budget(self) -> Values:
-        """What was allowed."""
-        found = self.summary.get("budget") or self.certificate.get("budget") or {}
-        return found if isinstance(found, dict) else {}
+    def claims(self) -> tuple[Claim, ...]:
+        """Limits first, in the order of the budgets, then what is only reported."""
+        return (*self.limits, *(claim for claim in self.certificate.claims if not claim.budget.is_claim))
 
     @property
     def claimed(self) -> bool:
-        """Whether a limit on the loss was set, so that there is something to certify."""
-        return self.budget.get("metric") == "perplexity"
+        """Whether a limit on a loss was set, so that there is something to certify."""
+        return bool(self.limits)
+
+    @property
+    def size_limit(self) -> Budget | None:
+        """Limit on bytes or bits, or None; a plan without a budget has one that nothing reaches."""
+        budgets = [claim.budget for claim in self.certificate.claims if not claim.budget.is_claim]
+        return next((budget for budget in budgets if budget.at_most < 1e18), None)
+
+    @property
+    def text(self) -> Evidence | None:
+        """Scores on the text, if there is one."""
+        return next((part for part in self.parts if part.on == ""), None)
 
     @property
     def source(self) -> str:
@@ -72,6 +112,14 @@ class Record:
         """Whether the weights handed in were quantized already, so that the loss is measured against those."""
         return "already rounded" in self.source
 
+    def scores(self, claim: Claim) -> Scores | None:
+        """What a claim rests on, or None when it is not in the evidence."""
+        part = next((part for part in self.parts if part.on == claim.budget.on), None)
+        found = part.scored.get(claim.metric) if part is not None else None
+        if part is None or found is None or self.engine is None or not len(found.drawn):
+            return None
+        return Scores(claim, found.degradation, found.documents, self.engine, part.discrete)
+
 
 def read(directory: Path) -> Record:
     """Read an artifact. The certificate and the summary must be there; everything else may be missing.
@@ -79,20 +127,30 @@ def read(directory: Path) -> Record:
     Raises:
         VerificationFailed: there is no certificate, or a file was edited.
     """
-    certificate = artifact.read_record(directory, "certificate.json")
-    accounting = _optional(directory, "accounting.json")
-    records = _optional(directory, "evidence.json")
+    certificate = read_certificate(directory)
+    if not certificate.claims:
+        raise VerificationFailed(
+            "is a certificate without a claim", expected="one claim or more", mend="restore it from a copy",
+            site=str(directory / artifact.FOLDER / "certificate.json"),
+        )  # fmt: skip
+    parts: tuple[Evidence, ...] = ()
+    engine: Engine | None = None
+    if (directory / artifact.FOLDER / "evidence.json").is_file():
+        _, parts, rules, _ = read_evidence(directory)
+        engine = rules.engine
     return Record(
         name=directory.resolve().name,
         summary=_mapping(artifact.read_record(directory, "summary.json"), directory, "summary.json"),
-        certificate=_mapping(certificate, directory, "certificate.json"),
-        terms=_converted(certificate.get("terms"), Terms),
-        measured=evidence.from_values(records["certification"]) if records and "certification" in records else {},
+        certificate=certificate,
+        parts=parts,
+        engine=engine,
         ladder=_optional(directory, "ladder.json") or [],
         ledger=_optional(directory, "ledger.json") or [],
-        accounting=_converted(accounting, Accounting),
+        accounting=_converted(_optional(directory, "accounting.json"), Accounting),
         run=_optional(directory, "run.json") or {},
         timing=_optional(directory, "timing.json") or {},
+        calibration=_converted(_optional(directory, "calibration.json"), Calibration),
+        bare=is_bare(directory),
     )
 
 

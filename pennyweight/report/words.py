@@ -78,13 +78,17 @@ def at_most(nats: Any) -> str:
     found = number(nats)
     if found is None:
         return NONE
-    value = 100 * math.expm1(found)
+    return f"{rounded_up(100 * math.expm1(found))}{THIN}%"
+
+
+def rounded_up(value: float, digits: int = 3) -> str:
+    """Write the smallest number of so many digits that is not below the value."""
     if value == 0:
-        return f"0{THIN}%"
-    decimals = max(2 - math.floor(math.log10(abs(value))), 0)
+        return "0"
+    decimals = max(digits - 1 - math.floor(math.log10(abs(value))), 0)
     # rounded first, or 0.8 would become 0.801 for the sake of its last bit
     ceiling = math.ceil(round(value * 10.0**decimals, 6)) / 10.0**decimals
-    return f"{ceiling:.{decimals}f}{THIN}%"
+    return f"{ceiling:.{decimals}f}".replace("-", "−")
 
 
 def duration(seconds: Any) -> str:

@@ -68,10 +68,12 @@ def wide(trained: Callable[[str], Path]) -> Path:
 @pytest.fixture(scope="session")
 def outcome(llama: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """The main job, done once: at most 3 % of perplexity, for transformers."""
-    return compress(
-        llama, tmp_path_factory.mktemp("outcome") / "small", budget=Budget.lose("3%"), calibration=text,
-        settings=world.settings(),
-    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PENNYWEIGHT_STATE", str(tmp_path_factory.mktemp("state")))
+        return compress(
+            llama, tmp_path_factory.mktemp("outcome") / "small", budget=Budget.lose("3%"), calibration=text,
+            settings=world.settings(),
+        )  # fmt: skip
 
 
 @pytest.fixture

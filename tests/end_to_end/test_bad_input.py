@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from pennyweight.plan import Plan
 FORM = re.compile(r"(\w+): ([^\n]+?): ([^\n]+)\n  expected: ([^\n]+)\n  mend:     ([^\n]+)\n")
 WORK = ["checking weights", "collecting", "measuring", "predicting", "compressing", "writing", "certifying"]
 MOST = ["--max-windows", "20"]
+UNITS = ["--max-units", "20"]
 
 
 class Refused:
@@ -148,7 +149,7 @@ def test_weights_that_are_no_numbers_elsewhere(verb: str, refused: Refuse, model
     tensors["model.layers.2.mlp.down_proj.weight"][3, 3] = float("nan")
     save_file(tensors, model / "model.safetensors")
     arguments = {
-        "measure": ["measure", model, model, "--on", text, "--length", "32", "--quiet", *MOST],
+        "measure": ["measure", model, model, "--on", text, "--length", "32", "--quiet", *UNITS],
         "plan": ["plan", model, "--lose", "2%", "--calibration", text, *world.OPTIONS],
     }[verb]
     assert refused(*arguments).name == "InvalidWeights"
@@ -331,10 +332,10 @@ def test_a_budget_that_nothing_meets(budget: tuple[str, ...], compress: Refuse, 
     assert error.mend.startswith(budget[0])
 
 
-def test_no_budget(compress: Refuse, llama: Path) -> None:
-    error = compress(llama, budget=())
-    assert error.name == "InvalidBudget"
-    assert "--lose" in error.expected
+def test_no_budget(compress: Refuse, refused: Refuse, llama: Path, text: Path) -> None:
+    for error in (compress(llama, budget=()), refused("plan", llama, "--calibration", text)):
+        assert error.name == "InvalidBudget"
+        assert "--lose" in error.expected
 
 
 @pytest.mark.parametrize("confidence", ["1.5", "1", "0", "-0.2", "nan"])
@@ -347,7 +348,8 @@ def test_confidence(confidence: str, compress: Refuse, llama: Path) -> None:
     [
         ("--bits", "four"), ("--length", "0"), ("--length", "1"), ("--length", "-3"), ("--length", "x"),
         ("--max-windows", "0"), ("--max-windows", "-1"), ("--threads", "0"), ("--threads", "-2"), ("--seed", "x"),
-        ("--calibration-windows", "0"), ("--selection-windows", "0"), ("--dtype", "int8"), ("--fit", "1MB"),
+        ("--calibration-windows", "0"), ("--selection-windows", "0"), ("--dtype", "int8"),
+        ("--fit", "1MB", "--bits", "4"),
         ("--colour", "red"), ("another",),
     ],
     ids=" ".join,
@@ -359,7 +361,9 @@ def test_arguments(arguments: tuple[str, ...], compress: Refuse, llama: Path) ->
         assert arguments[0] in error.site + error.happened
 
 
-@pytest.mark.parametrize("arguments", [(), ("compres",), ("compress",), ("plan", "model"), ("verify",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [(), ("compres",), ("compress",), ("plan",), ("certify", "a", "b"), ("verify",)], ids=" ".join
+)
 def test_verbs(arguments: tuple[str, ...], refused: Refuse) -> None:
     assert refused(*arguments).name == "InvalidArguments"
 
@@ -581,5 +585,212 @@ def test_measure_models_that_do_not_compare(
     config = json.loads((llama / "config.json").read_text())
     save_model({**config, "vocab_size": 200}, tmp_path / "other")
     assert torch.get_num_threads() == 1
-    error = refused("measure", llama, tmp_path / "other", "--on", text, "--length", "32", "--quiet", *MOST)
+    error = refused("measure", llama, tmp_path / "other", "--on", text, "--length", "32", "--quiet", *UNITS)
     assert "vocabular" in error.happened
+
+
+# Certificates for models that others made
+
+
+@pytest.fixture
+def certify(refused: Refuse, llama: Path, outcome: Outcome, text: Path, tmp_path: Path) -> Refuse:
+    """Certify the artifact against its model, badly; refused before a window of the claim is scored."""
+
+    def call(
+        *lose: str, options: tuple[str | Path, ...] = (), on: Path | None = text, model: Path = llama,
+        other: Path | None = None,
+    ) -> Refused:  # fmt: skip
+        out = [] if "--out" in options else ["--out", tmp_path / "small"]
+        limits = [part for limit in lose for part in ("--lose", limit)]
+        where = [] if on is None else ["--on", on]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pennyweight.flow.certify_pair.judge_population", never)
+            return refused(
+                "certify", model, other or outcome.out, *limits, *where, *out, "--length", "32", "--quiet", *options
+            )
+
+    return call
+
+
+def never(*_: object, **__: object) -> None:
+    raise AssertionError("what is refused is refused before the claim's own units are scored")
+
+
+def lines(path: Path, *records: object) -> Path:
+    path.write_text("\n".join(json.dumps(record) for record in records), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def quiz(tmp_path: Path) -> Path:
+    asked = [{"question": f"ka {i}", "choices": ["mi", "ren"], "answer": "mi"} for i in range(30)]
+    return lines(tmp_path / "quiz.jsonl", *asked)
+
+
+@pytest.mark.parametrize(
+    "limit", ["kl 0", "kl -0.1", "kl nan", "tv 0%", "tv 100%", "kl 2%", "agreement 5 parsecs", "3pt", "size 3%", "kl"]
+)
+def test_a_limit_that_means_nothing(limit: str, certify: Refuse) -> None:
+    assert certify(limit).name == "InvalidBudget"
+
+
+@pytest.mark.parametrize("confidence", ["0", "1", "1.5", "nan", "-0.5"])
+def test_a_confidence_that_means_nothing(confidence: str, certify: Refuse) -> None:
+    assert certify("kl 0.1", options=(f"--confidence={confidence}",)).name == "InvalidBudget"
+
+
+def test_an_unknown_metric(certify: Refuse) -> None:
+    error = certify("kll 0.1")
+    assert error.name == "UnknownName"
+    assert "kl" in error.mend
+
+
+def test_an_unknown_bound(certify: Refuse) -> None:
+    error = certify("kl 0.1", options=("--engine", "planned-mixtures"))
+    assert error.name == "UnknownName"
+    assert "planned-mixture" in error.mend
+
+
+@pytest.mark.parametrize(
+    ("limit", "options", "words"),
+    [
+        ("kl 0.1", ("--engine", "clustered-t"), "scope corpus"),
+        ("kl 0.1", ("--scope", "asymptotic", "--engine", "planned-mixture"), "scope asymptotic"),
+        ("kl 0.1", ("--scope", "corpus", "--engine", "maurer-pontil"), "scope corpus"),
+        ("2%", ("--engine", "hedged-capital"), "perplexity"),
+        ("kl 0.1", ("--engine", "clopper-pearson"), "kl"),
+        ("kl 0.1", ("--scope", "source", "--engine", "tango"), "kl"),
+    ],
+)  # fmt: skip
+def test_a_bound_that_does_not_hold_here(limit: str, options: tuple[str, ...], words: str, certify: Refuse) -> None:
+    error = certify(limit, options=options)
+    assert (error.name, error.site) == ("InvalidBudget", "--engine")
+    assert words in error.happened
+
+
+def test_metrics_and_what_they_read(certify: Refuse, quiz: Path, tmp_path: Path) -> None:
+    for limit in ("accuracy 1pt", f"kl:{quiz} 0.1", f"perplexity:{quiz} 1%", "cosine 0.1", f"exact_match:{quiz} 5pt"):
+        assert certify(limit).name == "InvalidBudget", limit
+    written = lines(tmp_path / "written.jsonl", *[{"question": f"ka {i}", "answer": "mi"} for i in range(30)])
+    error = certify(f"accuracy:{written} 5pt")
+    assert "no choices" in error.happened
+
+
+@pytest.mark.parametrize(
+    "limits", [("kl 0.1", "kl 0.2"), ("agreement 9%", "disagreement 8%"), ("top-5 9%", "top-k(k=3) 8%")]
+)
+def test_two_limits_on_one_metric(limits: tuple[str, ...], certify: Refuse) -> None:
+    error = certify(*limits)
+    assert error.name == "InvalidBudget"
+    assert "two limits" in error.happened
+
+
+def test_limits_below_the_noise_floor(certify: Refuse, tmp_path: Path) -> None:
+    """What the model differs from itself by is measured, and nothing else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pennyweight.flow.certify_pair._pilot", never)
+        error = certify_and_forget(certify, tmp_path, "kl 1e-9")
+    assert error.name == "InvalidBudget"
+    assert "differs from itself" in error.happened
+
+
+def certify_and_forget(certify: Refuse, tmp_path: Path, *lose: str) -> Refused:
+    """A refusal that comes once measuring has begun leaves its journal; what it held is in nobody's way."""
+    run = tmp_path / "small.run"
+    with pytest.MonkeyPatch.context() as patch:
+        whole = world.hashes
+        patch.setattr(world, "hashes", lambda d: {k: v for k, v in whole(d).items() if not k.startswith(run.name)})
+        patch.setattr(Path, "rglob", without(run, Path.rglob))
+        return certify(*lose)
+
+
+def without(run: Path, find: Callable[..., Iterator[Path]]) -> Callable[..., list[Path]]:
+    return lambda self, pattern: [path for path in find(self, pattern) if run not in (path, *path.parents)]
+
+
+def test_questions_that_are_none(certify: Refuse, tmp_path: Path) -> None:
+    good = {"question": "ka", "choices": ["mi", "ren"], "answer": "mi"}
+    for records, words in (
+        ([{**good, "answer": "sol"}], "not among"),
+        ([{**good, "answer": 2}], "not among"),
+        ([], "no question"),
+        ([{**good, "choices": ["mi"]}], "1 choices"),
+        ([good, good], "again"),
+        ([{"answer": "mi"}], "question"),
+        ([5], "a number"),
+    ):
+        error = certify(f"accuracy:{lines(tmp_path / 'quiz.jsonl', *records)} 5pt")
+        assert error.name == "InvalidText", words
+        assert words in error.happened
+        assert "quiz.jsonl" in error.site
+    assert certify(f"accuracy:{tmp_path / 'none.jsonl'} 5pt").name == "MissingFile"
+
+
+def test_one_question(certify: Refuse, tmp_path: Path) -> None:
+    one = lines(tmp_path / "quiz.jsonl", {"question": "ka", "choices": ["mi", "ren"], "answer": "mi"})
+    error = certify(f"accuracy:{one} 5pt", on=None)
+    assert error.name == "InvalidMeasurement"
+    assert "1 questions" in error.happened
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_too_little_text(count: int, certify: Refuse, tmp_path: Path) -> None:
+    """Nothing at all, one document, and three that make too few windows."""
+    short = world.write_text(tmp_path / "short.txt", [part[:300] for part in world.documents(count, 1, seed=9)])
+    assert certify("kl 0.1", on=short).name == "InvalidText"
+
+
+def test_groups_that_nobody_has(certify: Refuse, quiz: Path, parts: list[str], tmp_path: Path) -> None:
+    labelled = lines(tmp_path / "t.jsonl", *[{"text": part, "language": "ka"} for part in parts])
+    error = certify("kl 0.1", options=("--groups", "langauge"), on=labelled)
+    assert error.name == "UnknownName"
+    assert "language" in error.expected
+    assert certify(f"accuracy:{quiz} 5pt", options=("--groups", "topic"), on=None).name == "UnknownName"
+
+
+def test_certify_models_that_do_not_compare(
+    certify: Refuse, llama: Path, save_model: Callable[..., object], tmp_path: Path
+) -> None:
+    config = json.loads((llama / "config.json").read_text())
+    save_model({**config, "vocab_size": 200}, tmp_path / "other")
+    error = certify("kl 0.1", other=tmp_path / "other")
+    assert error.name == "InvalidMeasurement"
+    assert "vocabular" in error.happened
+    assert certify("kl 0.1", other=tmp_path / "nowhere").name == "MissingFile"
+
+
+@pytest.mark.parametrize("which", ["model", "other"])
+def test_certify_weights_that_are_no_numbers(which: str, certify: Refuse, model: Path, tmp_path: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 3] = float("nan")
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    error = certify_and_forget(lambda *lose: certify(*lose, **{which: model}), tmp_path, "kl 0.1")
+    assert error.name in ("InvalidWeights", "InvalidMeasurement")
+
+
+def test_a_certificate_where_something_lies(certify: Refuse, tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "thesis.tex").write_text("the only copy")
+    assert certify("kl 0.1").name == "InvalidOutput"
+    (tmp_path / "file").write_text("a file")
+    assert certify("kl 0.1", options=("--out", tmp_path / "file")).name == "InvalidOutput"
+
+
+def test_openings_that_cannot_be_remembered(certify: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "state").write_text("a file")
+    monkeypatch.setenv("PENNYWEIGHT_STATE", str(tmp_path / "state"))
+    error = certify_and_forget(certify, tmp_path, "kl 0.1")
+    assert error.name == "InvalidOutput"
+    assert "PENNYWEIGHT_STATE" in error.mend
+
+
+def test_a_source_of_too_few_documents(certify: Refuse, tmp_path: Path) -> None:
+    few = world.write_text(tmp_path / "few.txt", world.documents(12, 3, seed=9))
+
+    def by_source(*lose: str) -> Refused:
+        return certify(*lose, options=("--scope", "source"), on=few)
+
+    error = certify_and_forget(by_source, tmp_path, "kl 0.05")
+    assert error.name == "InfeasibleBudget"
+    assert "independent units" in error.happened
+    assert "--scope corpus" in error.mend

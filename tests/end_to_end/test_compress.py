@@ -27,8 +27,8 @@ from pennyweight.flow.verify import verify
 from pennyweight.plan import Plan
 
 OURS = {
-    "accounting.json", "certificate.json", "evidence.json", "ladder.json", "ledger.json", "plan.toml", "run.json",
-    "seal.json", "summary.json", "timing.json",
+    "accounting.json", "calibration.json", "certificate.json", "evidence.json", "ladder.json", "ledger.json",
+    "plan.toml", "run.json", "seal.json", "summary.json", "timing.json",
 }  # fmt: skip
 OUTCOMES = ["outcome", "for_vllm", "by_bits", "from_gguf"]
 
@@ -41,6 +41,11 @@ def each(request: pytest.FixtureRequest) -> Outcome:
 
 def record(outcome: Outcome, name: str) -> Any:
     return json.loads((outcome.out / "pennyweight" / name).read_text())
+
+
+def scored_text(outcome: Outcome) -> Any:
+    """Evidence on the certification split of the text."""
+    return next(part for part in record(outcome, "evidence.json")["populations"] if part["on"] == "")["certification"]
 
 
 def shipped(directory: Path) -> dict[str, int]:
@@ -80,7 +85,8 @@ def test_size_before(outcome: Outcome, llama: Path, from_gguf: Outcome, gguf_fil
 
 def test_numbers_follow_from_the_evidence(each: Outcome) -> None:
     summary, certificate = each.summary, each.certificate
-    scores = evidence.from_values(record(each, "evidence.json")["certification"])
+    (claim,) = certificate.claims
+    scores = evidence.from_values(scored_text(each))
     loss = scores["perplexity"]
     assert summary["perplexity_before"] == pytest.approx(math.exp(loss.reference.mean()), rel=1e-9)
     assert summary["perplexity_after"] == pytest.approx(math.exp(loss.compressed.mean()), rel=1e-9)
@@ -89,11 +95,15 @@ def test_numbers_follow_from_the_evidence(each: Outcome) -> None:
     assert summary["kl"] > 0
     assert summary["agreement"] == pytest.approx(1 - scores["disagreement"].degradation.mean())
     assert 0 < summary["agreement"] < 1
-    assert summary["scored"] == certificate.scored == len(loss.windows) == len(set(loss.windows.tolist()))
-    assert loss.windows.max() < summary["population"] == certificate.terms.population
-    assert certificate.bound >= certificate.estimate or certificate.above_cap
+    assert summary["scored"] == claim.scored == len(loss.drawn) == len(set(loss.drawn.tolist()))
+    assert loss.drawn.max() < summary["population"] == claim.terms.population
+    assert claim.bound >= claim.estimate or claim.above_cap
     assert summary["statement"] == certificate.statement
-    assert summary["verdict"] == certificate.verdict
+    assert claim.statement in certificate.statement
+    assert summary["verdict"] == claim.verdict
+    assert summary["claims"][0]["bound"] == summary["bound"] == claim.bound
+    assert certificate.opening.number == summary["opening"] == 1
+    assert certificate.confidence == summary["confidence"] == pytest.approx(0.95)
     assert each.holds is summary["holds"] is True
 
 
@@ -101,12 +111,12 @@ def test_one_rung_is_chosen(each: Outcome) -> None:
     rungs = record(each, "ladder.json")
     (chosen,) = [rung for rung in rungs if rung["chosen"]]
     assert chosen["bytes"] == each.summary["bytes_after"]
-    assert chosen["verdict"] == each.certificate.verdict
+    assert chosen["verdict"] == each.certificate.claims[0].verdict
     assert chosen["plan"] == each.certificate.fingerprints["plan"]
     sizes = [rung["bytes"] for rung in rungs]
     assert sizes == sorted(sizes, reverse=True), "each rung is smaller than the one before"
     assert len(set(sizes)) == len(sizes)
-    if each.certificate.budget.metric == "perplexity":
+    if each.certificate.claims[0].budget.is_claim:
         after = rungs[rungs.index(chosen) + 1 :]
         assert all(rung["holds"] for rung in rungs[: rungs.index(chosen) + 1])
         assert not any(rung["holds"] for rung in after)
@@ -133,10 +143,10 @@ def test_reference_scores_are_those_of_transformers(outcome: Outcome, llama: Pat
     from transformers import AutoModelForCausalLM
 
     words = texts(load(llama), text, None, length=world.LENGTH, count=32, selection=32)
-    loss = evidence.from_values(record(outcome, "evidence.json")["certification"])["perplexity"]
+    loss = evidence.from_values(scored_text(outcome))["perplexity"]
     assert loss.fingerprint == words.certification.fingerprint
     model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
-    ids = words.certification.ids[loss.windows[:50].tolist()]
+    ids = words.certification.ids[loss.drawn[:50].tolist()]
     with torch.no_grad():
         log_p = model(input_ids=ids).logits[:, :-1].double().log_softmax(-1)
     expected = -log_p.gather(2, ids[:, 1:, None]).mean((1, 2))
@@ -168,7 +178,7 @@ def test_vllm_contract(for_vllm: Outcome) -> None:
 
 
 def test_fit_fits(for_vllm: Outcome) -> None:
-    assert for_vllm.certificate.verdict == "measured"
+    assert for_vllm.certificate.claims[0].verdict == "measured"
     size = sum(p.stat().st_size for p in for_vllm.out.iterdir() if p.is_file())
     assert size <= 400_000
     assert size > 250_000, "and what is allowed is used"
@@ -207,7 +217,7 @@ def test_the_nearest_feasible_budget_works(
         def work(*_: Any, **__: Any) -> None:
             raise AssertionError("a budget that nothing meets is refused before work")
 
-        patch.setattr("pennyweight.flow.compress.collect", work)
+        patch.setattr("pennyweight.flow.job.collect", work)
         with pytest.raises(InfeasibleBudget) as caught:
             compress(llama, out, budget=budget, **run)
     assert not list(tmp_path.iterdir()), "nothing is left that would be in the way of the next try"
@@ -231,5 +241,5 @@ def test_shards_make_no_difference(outcome: Outcome, llama: Path, text: Path, tm
     before, after = world.hashes(outcome.out), world.hashes(made.out)
     same = ["model.safetensors", "config.json", "tokenizer.json", "pennyweight/ledger.json"]
     assert {name: after[name] for name in same} == {name: before[name] for name in same}
-    assert made.certificate.bound == outcome.certificate.bound
+    assert made.certificate.claims == outcome.certificate.claims
     verify(made.out)

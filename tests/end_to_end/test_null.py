@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pennyweight.budget import Budget, Measurement, Terms
+from pennyweight.budget import Terms
 from pennyweight.flow import certify
+from pennyweight.flow.claims import Asked
 
 RUNS, SABOTAGED = 9, 4
 ALLOWED = int(stats.binom.isf(1e-3, RUNS, 0.05))  # more false certificates than this are no accident
@@ -72,7 +73,7 @@ def test_runs_at_the_margin_do_not_certify(null: Any, cases: list[Case], tmp_pat
         outcome = null.run(case, tmp_path / str(case.settings.seed), budget, case.plans[0])
         assert null.check(case, outcome) < 1e-4, "the run scored something else than the truth rests on"
         assert null.holds(case, 0, budget, case.salt) == outcome.certificate.holds, "the controls judge by other rules"
-        assert outcome.certificate.verdict in ("certified", "exhausted", "futile")
+        assert outcome.certificate.claims[0].verdict in ("certified", "exhausted", "futile")
         false += outcome.certificate.holds
     assert false <= ALLOWED
 
@@ -93,10 +94,10 @@ def lowered_cap(case: Case) -> dict[str, Callable[..., Any]]:
     """A cap that is chosen after looking, so low that it hides what was lost; and bets that expect just that."""
     x, honest = case.truths[0].degradation, certify.terms_for
 
-    def peeked(budget: Budget, pilot: Measurement, population: int, most: int | None = None) -> Terms:
-        cap = 1.2 * budget.margin
+    def peeked(asked: Asked, pilot: certify.Pilot | None, rules: certify.Rules, **of: Any) -> Terms:
+        cap = 1.2 * asked.budget.margin
         seen = np.minimum(x, cap)
-        terms = honest(budget, pilot, population, most)
+        terms = honest(asked, pilot, rules, **of)
         return replace(terms, cap=cap, pilot_mean=float(seen.mean()), pilot_sd=float(seen.std()))
 
     return {"certify.terms_for": peeked}

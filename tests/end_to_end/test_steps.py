@@ -34,5 +34,6 @@ def test_every_verb_in_turn(llama: Path, text: Path, tmp_path: Path) -> None:
     pilot = pw.measure(network, artifact, pw.sample(text, network, count=8, length=32, split="selection"))
     measured = pw.measure(network, artifact, pw.sample(text, network, count=24, length=32, split="certification"))
     certificate = pw.certify(measured, budget, pilot=pilot)
-    assert (certificate.verdict, certificate.scored, certificate.holds) == ("exact", 24, True)
+    (claim,) = certificate.claims
+    assert (claim.verdict, claim.scored, claim.holds, certificate.holds) == ("exact", 24, True, True)
     assert 0 < measured["kl"].degradation.mean() < 1

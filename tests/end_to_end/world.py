@@ -19,7 +19,7 @@ import torch
 from tokenizers import Tokenizer, pre_tokenizers
 from torch import Tensor, nn
 
-from pennyweight.flow.compress import Settings
+from pennyweight.flow.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTH = 32
@@ -30,9 +30,14 @@ SETTINGS: Mapping[str, Any] = {
 }  # fmt: skip
 VOLATILE = ("pennyweight/timing.json", "report.html")  # seconds differ from run to run, and the report shows them
 ENVIRONMENT = {
-    **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+    "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "default",
 }  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    """Of a program started by a test; openings of texts are remembered where those of the test are."""
+    return {**os.environ, **ENVIRONMENT}
 
 
 def settings(**changes: Any) -> Settings:
@@ -139,7 +144,7 @@ def hashes(directory: Path) -> dict[str, str]:
 
 def python(arguments: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the interpreter of these tests, warm or not, and wait."""
-    given = {"env": ENVIRONMENT, "capture_output": True, "text": True, "timeout": 120, **options}
+    given = {"env": environment(), "capture_output": True, "text": True, "timeout": 120, **options}
     return subprocess.run([sys.executable, *arguments], check=False, **given)
 
 
@@ -195,7 +200,7 @@ class Nursery:
     def __init__(self, directory: Path) -> None:
         self._directory, self._count = directory, 0
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("nursery.py"))], env=ENVIRONMENT, text=True,
+            [sys.executable, str(Path(__file__).with_name("nursery.py"))], env=environment(), text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 

@@ -476,10 +476,91 @@ def test_what_cannot_be_read_is_named(others: Path) -> None:
             CompressedTensorsSource(others)
     (others / "config.json").write_text(original)
     tensors = load_file(others / "model.safetensors")
-    tensors["model.layers.0.self_attn.q_proj.weight_g_idx"] = torch.zeros(64, dtype=torch.int32)
+    tensors["model.layers.0.self_attn.q_proj.weight_g_idx"] = torch.zeros(63, dtype=torch.int32)
     save_file(tensors, others / "model.safetensors")
     with pytest.raises(InvalidModel, match="g_idx"):
         CompressedTensorsSource(others)
+    tensors["model.layers.0.self_attn.q_proj.weight_g_idx"] = torch.full((64,), 2, dtype=torch.int32)
+    save_file(tensors, others / "model.safetensors")
+    source = CompressedTensorsSource(others)  # as many columns as there should be, of a third group among two
+    with pytest.raises(InvalidModel, match="no scale"):
+        source.read("model.layers.0.self_attn.q_proj.weight")
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight"])
+def test_columns_in_the_order_of_activations(small: tuple[Path, Accounting], others: Path, name: str) -> None:
+    ours = CompressedTensorsSource(small[0])
+    part = ours.read_part(name)
+    columns = ours.tensors[name].shape[1]
+    groups = part.tensors["scale"].shape[1]
+    group = torch.arange(columns) % groups  # neighbours are of different groups
+    tensors = load_file(others / "model.safetensors")
+    tensors[f"{name}_g_idx"] = group.to(torch.int32)
+    save_file(tensors, others / "model.safetensors")
+    found = CompressedTensorsSource(others)
+    zero = part.tensors["zero_point"].float() if "zero_point" in part.tensors else torch.full((1, groups), 8.0)
+    for column in (0, 1, 7, columns - 1):
+        g = int(group[column])
+        expected = (part.tensors["codes"][:, column].float() - zero[:, g]) * part.tensors["scale"][:, g].float()
+        assert torch.equal(found.read(name)[:, column], expected)
+    assert not torch.equal(found.read(name), ours.read(name))
+    with pytest.raises(InvalidModel, match="grid of integers"):
+        found.read_part(name)
+    tensors[f"{name}_g_idx"] = torch.full((columns,), -1, dtype=torch.int32)  # written and never set
+    save_file(tensors, others / "model.safetensors")
+    assert torch.equal(CompressedTensorsSource(others).read(name), ours.read(name))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "tile", "flat"),
+    [("tensor", (64, 64), True), ("channel", (1, 64), True), ("channel", (1, 64), False), ("group", (1, 32), False),
+     ("block", (48, 48), False)],
+)  # fmt: skip
+def test_eight_bit_floats(
+    models: dict[bool, Path], tmp_path: Path, strategy: str, tile: tuple[int, int], flat: bool
+) -> None:
+    tensors = load_file(models[False] / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    weight = tensors[name]
+    tall, wide = tile
+    scale = 0.001 * (1 + torch.rand(-(-64 // tall), -(-64 // wide), generator=stream(0, "scales")))
+    spread = torch.stack([torch.stack([scale[r // tall, c // wide] for c in range(64)]) for r in range(64)])
+    tensors[name] = (weight / spread).to(torch.float8_e4m3fn)
+    tensors[f"{name}_scale"] = scale.flatten() if flat else scale
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = json.loads((models[False] / "config.json").read_text())
+    weights = {
+        "num_bits": 8, "type": "float", "symmetric": True, "strategy": strategy,
+        "group_size": 32 if strategy == "group" else None, "block_structure": [48, 48] if strategy == "block" else None,
+    }  # fmt: skip
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": {"num_bits": 8, "dynamic": True}}
+    quantization = {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {"a": group}}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
+    source = CompressedTensorsSource(tmp_path)
+    assert torch.equal(source.read(name), tensors[name].float() * spread)
+    assert (source.read(name) - weight).abs().max() <= 2**-4 * weight.abs().max()
+    assert source.tensors[name].dtype == "float8_e4m3fn"
+    assert "read without rounding input_activations of a" in source.description
+    assert len(load_network(source).sites) == 16
+    with pytest.raises(InvalidModel, match="grid of integers"):
+        source.read_part(name)
+    edit(tmp_path, lambda q: q["config_groups"]["a"]["weights"].update(type="int"))
+    with pytest.raises(InvalidModel, match="float-quantized"):
+        CompressedTensorsSource(tmp_path)
+
+
+def test_scales_of_a_row_may_be_a_list(models: dict[bool, Path], tmp_path: Path) -> None:
+    tensors = load_file(models[False] / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    tensors[name] = torch.randint(-128, 128, (64, 64), generator=stream(0, "codes")).to(torch.int8)
+    tensors[f"{name}_scale"] = torch.rand(64, generator=stream(0, "scales")) + 0.1
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = json.loads((models[False] / "config.json").read_text())
+    group = {"targets": ["Linear"], "weights": {"num_bits": 8, "strategy": "channel"}}
+    quantization = {"quant_method": "compressed-tensors", "format": "naive-quantized", "config_groups": {"a": group}}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
+    found = CompressedTensorsSource(tmp_path).read(name)
+    assert torch.equal(found, tensors[name].float() * tensors[f"{name}_scale"][:, None])
 
 
 def test_the_gapped_layout_of_old_versions_is_refused(others: Path) -> None:

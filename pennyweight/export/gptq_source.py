@@ -1,0 +1,194 @@
+"""Read a GPTQ checkpoint, as GPTQModel and AutoGPTQ write it: packed codes become float32 weights when asked for.
+
+Source: GPTQModel 7.7, `nn_modules/qlinear` and `quantization/config.py`; Frantar, Ashkboos, Hoefler, Alistarh. GPTQ.
+ICLR 2023. arXiv:2210.17323 (the codes). With q, z and s as stored, the weight is
+
+    weight[o, i] = s[g_idx[i], o] · (q[i, o] − z[g_idx[i], o])
+
+A trap: the format `gptq` (version 1) stores z − 1, `gptq_v2` stores z. A version 1 zero point of all ones is either 0,
+wrapped around, or 2^bits; readers disagree, so it is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pennyweight.errors import InvalidModel
+from pennyweight.network.source import SafetensorsSource, TensorInfo, find_tensor, read_json_object
+from pennyweight.numerics.packing import unpack_int32, words_of
+
+METHOD = "gptq"
+FORMATS = {"gptq": 1, "gptq_v2": 0}  # what is added to a stored zero point
+WIDTHS = (2, 4, 8)  # three bits are packed in more than one way
+ROLES = ("qweight", "qzeros", "scales", "g_idx")
+
+
+def is_gptq(directory: str | os.PathLike[str]) -> bool:
+    """Whether config.json in this directory says so; False where there is none.
+
+    Raises:
+        CorruptFile: config.json is there and is not JSON.
+    """
+    path = Path(directory) / "config.json"
+    quantization = read_json_object(path).get("quantization_config") if path.is_file() else None
+    return isinstance(quantization, dict) and quantization.get("quant_method") == METHOD
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """One quantized weight: code width, shape, number of groups, and its parts' names by role."""
+
+    bits: int
+    shape: tuple[int, int]
+    groups: int
+    stored: Mapping[str, str]
+
+
+class GPTQSource:
+    """A checkpoint whose `tensors` are dense weights, whatever they are stored as.
+
+    Args:
+        directory: the model directory. Headers are read and shapes checked at once.
+
+    Raises:
+        MissingFile: as SafetensorsSource.
+        CorruptFile: as SafetensorsSource.
+        InvalidModel: stored in a way we cannot read; the message names it.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self._files = SafetensorsSource(directory)
+        self.path = self._files.path
+        quantization = self._files.config.get("quantization_config")
+        if not isinstance(quantization, dict) or quantization.get("quant_method") != METHOD:
+            raise self._refusal("config.json has no GPTQ section")
+        self.config: Mapping[str, Any] = MappingProxyType(
+            {k: v for k, v in self._files.config.items() if k != "quantization_config"}
+        )
+        self._added = self._read_settings(quantization)
+        self._packed = {
+            f"{module}.weight": self._read_layout(module)
+            for module in (name.removesuffix(".qweight") for name in self._files.tensors if name.endswith(".qweight"))
+        }
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._dense_view())
+
+    def read(self, name: str) -> Tensor:
+        """Read a weight: in float32 where codes are stored, otherwise as it is.
+
+        Raises:
+            InvalidModel: there is no such tensor, or a zero point that readers disagree on.
+        """
+        find_tensor(self.tensors, name, self.path)
+        if name not in self._packed:
+            return self._files.read(name)
+        packed = self._packed[name]
+        (rows, columns), bits = packed.shape, packed.bits
+        raw = {role: self._files.read(stored) for role, stored in packed.stored.items()}
+        codes = unpack_int32(raw["qweight"].T.contiguous(), bits, columns)  # [out, in]
+        zeros = unpack_int32(raw["qzeros"], bits, rows)  # [groups, out]
+        if self._added and bool((zeros == (1 << bits) - 1).any()):
+            raise self._refusal(
+                f"a zero point of {(1 << bits) - 1} less one", name,
+                expected="zero points below that, or checkpoint_format gptq_v2",
+            )  # fmt: skip
+        group = self._group_of_column(name, raw.get("g_idx"))
+        scale = raw["scales"].float().T[:, group]
+        return (codes.float() - (zeros.float() + self._added).T[:, group]) * scale
+
+    def auxiliary(self) -> Mapping[str, bytes | Path]:
+        """Tokenizer, templates, model card, licence and remote code, as paths."""
+        return self._files.auxiliary()
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 over the contents of the weight files and config.json."""
+        return self._files.fingerprint
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the weight files."""
+        return self._files.stored_bytes
+
+    @property
+    def description(self) -> str:
+        """How many tensors of which format."""
+        counts = Counter(info.dtype for info in self.tensors.values())
+        listed = ", ".join(f"{n} {dtype}" for dtype, n in counts.most_common())
+        return f"GPTQ, {len(self.tensors)} tensors: {listed}"
+
+    def _read_settings(self, quantization: Mapping[str, Any]) -> int:
+        """What is to be added to stored zero points."""
+        layout = quantization.get("checkpoint_format") or quantization.get("format") or "gptq"
+        if layout not in FORMATS:
+            raise self._refusal(f"stored as {layout}", expected=" or ".join(FORMATS))
+        if quantization.get("pack_dtype", "int32") != "int32" or quantization.get("planar"):
+            raise self._refusal("codes are not packed into 32-bit words one after the other")
+        return FORMATS[layout]
+
+    def _read_layout(self, module: str) -> _Packed:
+        """Widths and sizes from the shapes: settings for single modules need no reading then."""
+        stored = {role: f"{module}.{role}" for role in ROLES if f"{module}.{role}" in self._files.tensors}
+        for role in ("qzeros", "scales"):
+            if role not in stored:
+                raise self._refusal(f"{role} is missing", module, expected="a whole GPTQ weight")
+        shapes = {role: self._files.tensors[name].shape for role, name in stored.items()}
+        if any(len(shapes[role]) != 2 for role in ("qweight", "qzeros", "scales")):
+            raise self._refusal(f"shapes {shapes}", module, expected="matrices of words and scales")
+        (words, rows), (groups, _) = shapes["qweight"], shapes["scales"]
+        config = self._files.config["quantization_config"]
+        columns = shapes["g_idx"][0] if "g_idx" in shapes else words * 32 // int(config["bits"])
+        bits = words * 32 // columns if columns else 0
+        fits = (
+            bits in WIDTHS and words == words_of(columns, bits) and shapes["scales"] == (groups, rows)
+            and shapes["qzeros"] == (groups, words_of(rows, bits))
+            and {self._files.tensors[stored[role]].dtype for role in ("qweight", "qzeros")} == {"int32"}
+        )  # fmt: skip
+        if not fits:
+            raise self._refusal(
+                f"codes {list(shapes['qweight'])}, zero points {list(shapes['qzeros'])} and scales "
+                f"{list(shapes['scales'])} do not fit together",
+                module, expected=f"codes of {', '.join(map(str, WIDTHS))} bits in int32",
+            )  # fmt: skip
+        return _Packed(bits, (rows, columns), groups, stored)
+
+    def _group_of_column(self, name: str, given: Tensor | None) -> Tensor:
+        packed = self._packed[name]
+        columns = packed.shape[1]
+        if given is None:
+            if columns % packed.groups:
+                raise self._refusal(f"{columns} inputs do not split into {packed.groups} groups", name)
+            return torch.arange(columns) // (columns // packed.groups)
+        if given.numel() != columns or int(given.min()) < 0 or int(given.max()) >= packed.groups:
+            raise self._refusal("g_idx names groups that have no scale", name, expected=f"0 to {packed.groups - 1}")
+        return given.long()
+
+    def _dense_view(self) -> dict[str, TensorInfo]:
+        hidden = {stored: name for name, packed in self._packed.items() for stored in packed.stored.values()}
+        tensors: dict[str, TensorInfo] = {}
+        for name, info in self._files.tensors.items():
+            dense = hidden.get(name)
+            if dense is None:
+                tensors[name] = info
+            elif dense not in tensors:
+                packed = self._packed[dense]
+                stored = sum(self._files.tensors[part].bytes for part in packed.stored.values())
+                label = f"int{packed.bits} {'row' if packed.groups == 1 else f'g{packed.shape[1] // packed.groups}'}"
+                tensors[dense] = TensorInfo(dense, packed.shape, label, stored)
+        return tensors
+
+    def _refusal(self, happened: str, module: str = "", *, expected: str = "") -> InvalidModel:
+        return InvalidModel(
+            happened,
+            expected=expected or "a GPTQ checkpoint in the format gptq or gptq_v2",
+            mend="start from the model this one was made of, or save it as compressed-tensors or GGUF",
+            site=module or str(self.path),
+        )

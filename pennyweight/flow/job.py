@@ -1,0 +1,260 @@
+"""The stages of a compression run: ladder, certification, what is told of the winner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from pennyweight.budget import Budget
+from pennyweight.budget import Opening as Opened
+from pennyweight.errors import InfeasibleBudget
+from pennyweight.export.engines import find
+from pennyweight.flow import evidence
+from pennyweight.flow.candidate import Candidate, build
+from pennyweight.flow.certify import (
+    Evidence,
+    Judged,
+    Pilot,
+    Rules,
+    check_feasible,
+    check_noise,
+    fingerprints_of,
+    judge_evidence,
+    judge_population,
+    verdict_of,
+)
+from pennyweight.flow.claims import Asked, text_metrics, usual_engine
+from pennyweight.flow.collect import collect
+from pennyweight.flow.delivery import weights_of
+from pennyweight.flow.journal import Journal
+from pennyweight.flow.ladder import allowed_after, allowed_before, strain
+from pennyweight.flow.make_plan import Planner
+from pennyweight.flow.measure import ReferenceStates
+from pennyweight.flow.noise import noise_floor
+from pennyweight.flow.openings import Opening, open_all
+from pennyweight.flow.options import Table, tabulate
+from pennyweight.flow.populations import Population, Questions
+from pennyweight.flow.profile_calibration import calibrate
+from pennyweight.flow.profile_values import Calibration
+from pennyweight.flow.progress import Progress
+from pennyweight.flow.settings import Settings
+from pennyweight.flow.text import Texts
+from pennyweight.methods.multiplicity import FixedSequence
+from pennyweight.network.network import Network
+from pennyweight.numerics.hashing import of_value
+from pennyweight.plan import Plan
+
+PROBE = 0.7  # share of the margin the first candidate is planned to spend; it tells what prediction is worth here
+RUNGS = (0.6, 0.8)  # shares of the margin, after the probe has corrected the prediction
+HOPELESS = 1.0  # share of a margin above which a rung's selection score makes certifying it a waste
+
+
+@dataclass(eq=False)
+class Job:
+    """The stages of one run, each a piece of work that the journal keeps.
+
+    Args:
+        reference: the model handed in.
+        words: the three texts.
+        asked: every claim.
+        limit: on the size, or None.
+        populations: what the claims are about.
+        pilots: planning questions of every task, by its path; None where all are kept for the claim.
+        settings: of the run.
+        journal: of the run.
+        progress: told about every stage.
+        key: hash of everything the run depends on.
+        code: hash of this package's sources.
+    """
+
+    reference: Network
+    words: Texts
+    asked: tuple[Asked, ...]
+    limit: Budget | None
+    populations: Sequence[Population]
+    pilots: Mapping[str, Questions | None]
+    settings: Settings
+    journal: Journal
+    progress: Progress
+    key: str
+    code: str
+
+    def __post_init__(self) -> None:
+        key = f"reference/{self.reference.source.fingerprint[:16]}-{self.words.selection.fingerprint[:16]}"
+        self.selection_states = ReferenceStates(self.journal, key)
+        self.openings: list[Opening] = []
+        self.claims = [one for one in self.asked if one.budget.is_claim]
+        self.noise_floor = noise_floor(
+            self.reference, self.words.selection, self.journal, self.progress, metrics=text_metrics(self.asked)
+        )
+        check_noise(self.claims, self.noise_floor)  # before the work begins that takes minutes
+        self.collected = collect(
+            self.reference, self.words.calibration, self.journal,
+            fisher_windows=self.settings.fisher_windows, seed=self.settings.seed, progress=self.progress,
+        )  # fmt: skip
+
+    def planner(self) -> Planner:
+        """Predict every option, once."""
+        engine = find(self.settings.engine)
+        assert self.settings.dtype is not None
+        table = tabulate(
+            self.reference, self.collected, engine, self.journal,
+            dtype=self.settings.dtype, method=self.settings.method, progress=self.progress,
+        )  # fmt: skip
+        return planner_of(self.reference, self.settings, table)
+
+    def build(self, plan: Plan) -> Candidate:
+        """Carry one plan out and score it on the selection split."""
+        return build(
+            plan,
+            self.reference,
+            self.collected,
+            self.words.selection,
+            self.journal,
+            self.selection_states,
+            text_metrics(self.asked),
+            self.progress,
+        )
+
+    def scores(self, candidate: Candidate) -> dict[str, Pilot]:
+        """Scores of a candidate on the selection split of the text and of every task that has one."""
+        found: dict[str, Pilot] = {"": candidate.selection}
+        for on, questions in self.pilots.items():
+            if questions is None:
+                continue
+            piece = f"selection/{candidate.key}-{questions.fingerprint[:16]}.json"
+            if not self.journal.has(piece):
+                scorer = questions.scorer(self.reference, candidate.network, self.journal)
+                with self.progress.stage(f"measuring candidate on {questions.task.source}", len(questions)) as advance:
+                    scored = scorer.score(np.arange(len(questions), dtype=np.int64), advance)
+                self.journal.save(piece, evidence.to_values(scored))
+            found[on] = evidence.from_values(self.journal.load(piece))
+        return found
+
+    def ladder(self, plan: Plan | None) -> list[Candidate]:
+        """Candidates from safe to aggressive, all frozen before the certification split is opened."""
+        if plan is not None:
+            return [self.build(plan)]
+        planner = self.planner()
+        if self.limit is not None:
+            return [self.build(planner.for_budget(self.limit))]
+        probe = self.build(planner.within_damage(PROBE * allowed_before(self.claims)))
+        # Second-order prediction is off by a factor that all plans near the probe share; the probe measures it.
+        scores, damage = self.scores(probe), probe.plan.damage
+        found = {probe.key: probe}
+        for share in RUNGS:
+            candidate = self.build(planner.within_damage(allowed_after(self.claims, share, damage, scores)))
+            found.setdefault(candidate.key, candidate)
+        strains = {key: strain(self.claims, self.scores(candidate)) for key, candidate in found.items()}
+        ladder = sorted(found.values(), key=lambda candidate: (strains[candidate.key], -candidate.size))
+        hopeful = [candidate for candidate in ladder if strains[candidate.key] < HOPELESS]
+        return _smaller_as_riskier(hopeful) or ladder[:1]
+
+    @property
+    def total(self) -> float:
+        """Error level of a first opening."""
+        return 1 - self.asked[0].budget.confidence
+
+    @cached_property
+    def rules(self) -> Rules:
+        """How every rung is judged; the texts are opened here."""
+        self.openings, opening = open_all(
+            [of_value([p.fingerprint, self.reference.source.fingerprint]) for p in self.populations], self.key,
+            total=self.total, candidate="ladder", claims=[one.budget.label for one in self.claims],
+            reserve=self.settings.reserve,
+        )  # fmt: skip
+        return self._rules(opening)
+
+    def _rules(self, opening: Opened) -> Rules:
+        return Rules(
+            engine=usual_engine(self.settings.scope, self.settings.bound), scope=self.settings.scope, opening=opening,
+            salt=f"{self.settings.seed} {self.settings.salt}", groups=self.settings.groups,
+            most=self.settings.certification_windows, noise_floor=self.noise_floor,
+        )  # fmt: skip
+
+    def certify(self, ladder: list[Candidate]) -> tuple[list[dict[str, Any]], dict[str, Judged], Candidate]:
+        """Walk up the ladder until a rung is not certified; the last one that was is the answer."""
+        judged: dict[str, Judged] = {}
+        first = self._rules(Opened(number=1, alpha=self.total, spent=self.total))
+        check_feasible(self.asked, self.populations, self.scores(ladder[0]), first, self.total)
+
+        def certified(candidate: Candidate) -> bool:
+            try:
+                judged[candidate.key] = self.judge(candidate)
+            except InfeasibleBudget:  # a rung that the documents cannot carry ends the climb; the first one is refused
+                if not judged:
+                    raise
+                return False
+            return judged[candidate.key].certificate.holds
+
+        best = FixedSequence().last_pass(ladder, certified) or ladder[0]
+        rungs = [self._rung(candidate, judged.get(candidate.key), candidate is best) for candidate in ladder]
+        return rungs, judged, best
+
+    def judge(self, candidate: Candidate) -> Judged:
+        """Certify one candidate on every population."""
+        scores, parts = self.scores(candidate), list[Evidence]()
+        for population in self.populations:
+            parts.append(
+                judge_population(
+                    f"certification/{candidate.key}/{population.fingerprint[:16]}",
+                    [one for one in self.asked if one.on == population.on], population, scores.get(population.on),
+                    self.reference, candidate.network, self.journal, self.rules,
+                    weights=candidate.weights, claims=len(self.asked), progress=self.progress,
+                )
+            )  # fmt: skip
+        fingerprints = {
+            "model": self.reference.source.fingerprint, "artifact": candidate.hash, "weights": candidate.weights,
+            "plan": of_value(candidate.plan.to_toml()), "code": self.code,
+            "calibration": self.words.calibration.fingerprint, **fingerprints_of(parts),
+        }  # fmt: skip
+        return Judged(judge_evidence(self.asked, parts, self.rules, fingerprints, candidate.weights), tuple(parts))
+
+    def calibration(self, candidate: Candidate) -> Calibration | None:
+        """Whether the probabilities of the chosen candidate are still right; told beside the claims, not claimed."""
+        windows = self.words.selection
+        return calibrate(
+            self.reference, candidate.network, windows, self.asked[0].budget.confidence, self.settings.seed,
+            self.journal, f"calibration/{candidate.key}.json", self.progress,
+        )  # fmt: skip
+
+    def _rung(self, candidate: Candidate, judged: Judged | None, chosen: bool) -> dict[str, Any]:
+        means = {name: float(m.degradation.mean()) for name, m in candidate.selection.items()}
+        certificate = judged.certificate if judged else None
+        first = certificate.claims[0] if certificate else None
+        return {
+            "plan": of_value(candidate.plan.to_toml()), "bytes": candidate.size, "chosen": chosen,
+            "predicted_kl": candidate.plan.damage, "selection": means,
+            "bits": 8 * candidate.plan.bytes / weights_of(self.reference),
+            "verdict": verdict_of(certificate) if certificate else "not reached",
+            "holds": bool(certificate and certificate.holds),
+            "bound": first.bound if first else None,
+            "estimate": first.estimate if first else None,
+            "scored": first.scored if first else 0,
+        }  # fmt: skip
+
+
+def planner_of(reference: Network, settings: Settings, table: Table) -> Planner:
+    """What makes plans from a table of predictions."""
+    assert settings.dtype is not None
+    beside = sum(
+        len(content) if isinstance(content, bytes) else content.stat().st_size
+        for content in reference.source.auxiliary().values()
+    )
+    return Planner(
+        network=reference, table=table, engine=find(settings.engine), dtype=settings.dtype,
+        seed=settings.seed, allocation=settings.allocation, beside=beside,
+    )  # fmt: skip
+
+
+def _smaller_as_riskier(ladder: list[Candidate]) -> list[Candidate]:
+    """Drop rungs that are riskier and yet no smaller than one before."""
+    kept: list[Candidate] = []
+    for candidate in ladder:
+        if not kept or candidate.size < kept[-1].size:
+            kept.append(candidate)
+    return kept

@@ -1,0 +1,48 @@
+"""How a run is made, apart from what it is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a run is made; all of it is part of the run's header.
+
+    Args:
+        engine: whose files are written.
+        length: tokens in a window.
+        calibration_windows: shown to methods.
+        selection_windows: on which candidates are compared.
+        certification_windows: scored at most for one candidate; None for as many as its terms allow.
+        fisher_windows: of the backward pass.
+        seed: of every random choice.
+        salt: part of the certification order's seed.
+        scope: of the certificate: `corpus`, `source` or `asymptotic`.
+        bound: the certification engine, by name; None for the usual one of the scope.
+        groups: field of documents or questions by which the bounds are repeated, or None.
+        reserve: whether to keep some of the error level for later openings of the same text.
+        allocation: the allocator.
+        method: the quantizer.
+        dtype: of everything dense; None takes the model's own 16-bit type, or float16.
+        threads: of the arithmetic; results are the same only for the same number.
+    """
+
+    engine: str = "transformers"
+    length: int = 256
+    calibration_windows: int = 64
+    selection_windows: int = 32
+    certification_windows: int | None = None
+    fisher_windows: int = 8
+    seed: int = 0
+    salt: str = ""
+    scope: str = "corpus"
+    bound: str | None = None
+    groups: str | None = None
+    reserve: bool = False
+    allocation: str = "integer_program"
+    method: str = "gptq"
+    dtype: str | None = None
+    threads: int = field(default_factory=torch.get_num_threads)
