@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import shutil
 import signal
@@ -91,31 +90,14 @@ def novel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def write_quiz(path: Path, count: int, seed: int = 5) -> Path:
-    """Which of two endings belongs to the beginning of a sentence: something the tiny models know a little of."""
-    sentences = [s.strip() for part in world.documents(20, 4, seed=seed) for s in re.split(r"[.?]\s", part)]
-    usable = list(dict.fromkeys(s for s in sentences if len(s.split()) >= 6))
-    draw, records = random.Random(seed), []
-    for number, sentence in enumerate(usable[:count]):
-        begin, end = sentence.rsplit(" ", 2)[0], " ".join(sentence.rsplit(" ", 2)[1:])
-        wrong = "".join(draw.sample(end, len(end))).strip() or "ka"
-        choices = [end, wrong + "x"] if draw.random() < 0.5 else [wrong + "x", end]
-        records.append(
-            {"question": begin, "choices": choices, "answer": choices.index(end), "topic": "ab"[number % 2]}
-        )  # fmt: skip
-    assert len(records) == count
-    path.write_text("\n".join(json.dumps(record) for record in records), encoding="utf-8")
-    return path
-
-
 @pytest.fixture(scope="module")
 def quiz(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_quiz(tmp_path_factory.mktemp("quiz") / "quiz.jsonl", 40)
+    return world.write_quiz(tmp_path_factory.mktemp("quiz") / "quiz.jsonl", 40)
 
 
 @pytest.fixture(scope="module")
 def large_quiz(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_quiz(tmp_path_factory.mktemp("quiz") / "large.jsonl", 260)
+    return world.write_quiz(tmp_path_factory.mktemp("quiz") / "large.jsonl", 260)
 
 
 @pytest.fixture

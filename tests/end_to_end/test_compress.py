@@ -16,7 +16,7 @@ from end_to_end import world
 from safetensors import safe_open
 
 from pennyweight.budget import Budget
-from pennyweight.errors import InfeasibleBudget
+from pennyweight.errors import InfeasibleBudget, InvalidBudget
 from pennyweight.export.engines import find
 from pennyweight.flow import evidence
 from pennyweight.flow.compress import compress
@@ -243,3 +243,69 @@ def test_shards_make_no_difference(outcome: Outcome, llama: Path, text: Path, tm
     assert {name: after[name] for name in same} == {name: before[name] for name in same}
     assert made.certificate.claims == outcome.certificate.claims
     verify(made.out)
+
+
+@pytest.fixture(scope="module")
+def quiz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world.write_quiz(tmp_path_factory.mktemp("quiz") / "quiz.jsonl", 260)
+
+
+@pytest.fixture(scope="module")
+def several(llama: Path, text: Path, quiz: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """One run with limits on a text and on a task."""
+    limits = ["perplexity 5%", "agreement 25%", "kl 0.1", f"accuracy:{quiz} 15pt"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PENNYWEIGHT_STATE", str(tmp_path_factory.mktemp("state")))
+        return compress(
+            llama, tmp_path_factory.mktemp("several") / "small", budget=[Budget.lose(limit) for limit in limits],
+            calibration=text, settings=world.settings(),
+        )  # fmt: skip
+
+
+def test_several_limits_hold_together(several: Outcome, quiz: Path) -> None:
+    certificate = several.certificate
+    assert [claim.metric for claim in certificate.claims] == ["perplexity", "disagreement", "kl", "accuracy"]
+    assert [claim.counted for claim in certificate.claims] == ["windows"] * 3 + ["questions"]
+    assert several.holds is certificate.holds is all(claim.holds for claim in certificate.claims) is True
+    assert certificate.statement.startswith("All 4 limits are met; the bounds hold together with 95 % confidence.")
+    for claim in certificate.claims:  # each is tested alone, and printed at a quarter of the level
+        assert claim.terms.printed_alpha == pytest.approx(claim.terms.alpha / 4)
+        assert claim.bound >= claim.estimate
+    spent = sum(claim.terms.printed_alpha + claim.terms.tail_alpha for claim in certificate.claims)
+    assert spent <= certificate.opening.alpha * (1 + 1e-12)
+    assert certificate.claims[-1].budget.on == str(quiz)
+    verify(several.out)
+
+
+def test_the_tightest_limit_decides_the_size(several: Outcome, llama: Path, text: Path, tmp_path: Path) -> None:
+    alone = compress(
+        llama, tmp_path / "alone", budget=Budget.lose("perplexity 5%"), calibration=text, settings=world.settings()
+    )
+    assert alone.holds
+    assert several.summary["bytes_after"] >= alone.summary["bytes_after"]
+
+
+def test_a_size_and_a_loss_together(llama: Path, text: Path, outcome: Outcome, tmp_path: Path) -> None:
+    size = Budget.fit(f"{outcome.summary['bytes_after'] + 80_000}B")  # plans leave room for headers
+    made = compress(
+        llama, tmp_path / "small", budget=[size, Budget.lose("kl 0.5")], calibration=text, settings=world.settings()
+    )
+    assert made.summary["bytes_after"] <= size.at_most
+    assert [(claim.metric, claim.verdict) for claim in made.certificate.claims] == [("kl", "certified")]
+    assert verify(made.out).certificate == made.certificate
+
+
+def test_one_limit_that_fails_closes_the_gate(llama: Path, text: Path, tmp_path: Path) -> None:
+    bits = Budget(metric="bits", at_most=4.5, unit="bits per weight")
+    made = compress(
+        llama, tmp_path / "small", budget=[bits, Budget.lose("kl 0.5"), Budget.lose("agreement 0.9%")],
+        calibration=text, settings=world.settings(),
+    )  # fmt: skip
+    assert not made.holds
+    assert [claim.holds for claim in made.certificate.claims].count(False) >= 1
+    assert "limits are not met (disagreement 0.9%" in made.certificate.statement
+
+
+def test_two_sizes_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(InvalidBudget, match="two limits on the size"):
+        compress(tmp_path / "no model", tmp_path / "small", budget=[Budget.fit("1MB"), Budget.fit("2MB")])

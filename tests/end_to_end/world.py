@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -67,6 +68,23 @@ def documents(count: int, kilobytes: int, seed: int) -> list[str]:
 def write_text(path: Path, parts: list[str]) -> Path:
     """One file, documents between form feeds."""
     path.write_text("\f".join(parts), encoding="utf-8")
+    return path
+
+
+def write_quiz(path: Path, count: int, seed: int = 5) -> Path:
+    """Which of two endings belongs to the beginning of a sentence: something the tiny models know a little of."""
+    sentences = [s.strip() for part in documents(20, 4, seed=seed) for s in re.split(r"[.?]\s", part)]
+    usable = list(dict.fromkeys(s for s in sentences if len(s.split()) >= 6))
+    draw, records = random.Random(seed), []
+    for number, sentence in enumerate(usable[:count]):
+        begin, end = sentence.rsplit(" ", 2)[0], " ".join(sentence.rsplit(" ", 2)[1:])
+        wrong = "".join(draw.sample(end, len(end))).strip() or "ka"
+        choices = [end, wrong + "x"] if draw.random() < 0.5 else [wrong + "x", end]
+        records.append(
+            {"question": begin, "choices": choices, "answer": choices.index(end), "topic": "ab"[number % 2]}
+        )  # fmt: skip
+    assert len(records) == count
+    path.write_text("\n".join(json.dumps(record) for record in records), encoding="utf-8")
     return path
 
 
