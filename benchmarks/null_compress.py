@@ -39,10 +39,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
 from pennyweight.budget import Budget, Measurement, Opening
-from pennyweight.flow import artifact, evidence
+from pennyweight.flow import artifact
 from pennyweight.flow.candidate import build
-from pennyweight.flow.certify import Rules, terms_for
-from pennyweight.flow.claims import resolve, usual_engine
+from pennyweight.flow.certifying import evidence
+from pennyweight.flow.certifying.claims import resolve, usual_engine
+from pennyweight.flow.certifying.rules import Rules, terms_for
 from pennyweight.flow.collect import collect
 from pennyweight.flow.compress import compress
 from pennyweight.flow.delivery import Outcome

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pennyweight.budget import Budget, Certificate, Claim, Measurement, Terms
     from pennyweight.corpus import Windows
-    from pennyweight.flow.certify_pair import Judging, certify_pair
+    from pennyweight.flow.certifying.compare import certify_outputs, compare
+    from pennyweight.flow.certifying.pair import Judging, certify_pair
+    from pennyweight.flow.certifying.power import power
     from pennyweight.flow.collect import Collected
-    from pennyweight.flow.compare import certify_outputs, compare
     from pennyweight.flow.compress import compress
     from pennyweight.flow.delivery import Outcome
     from pennyweight.flow.load import load
     from pennyweight.flow.measure import measure
-    from pennyweight.flow.power import power
-    from pennyweight.flow.profile import profile
+    from pennyweight.flow.profiling.profile import profile
+    from pennyweight.flow.sampling.tails import tail_risk
     from pennyweight.flow.settings import Settings
     from pennyweight.flow.steps import apply, certify, collect, held_out, make_plan, sample
-    from pennyweight.flow.tails import tail_risk
     from pennyweight.flow.verify import verify
     from pennyweight.formats import Compressed, Dense, Grid
     from pennyweight.network.network import Edge, Network, Site
@@ -38,18 +38,18 @@ if TYPE_CHECKING:
 _PLACES = {
     "pennyweight.budget": ("Budget", "Certificate", "Claim", "Measurement", "Terms"),
     "pennyweight.corpus": ("Windows",),
-    "pennyweight.flow.certify_pair": ("Judging", "certify_pair"),
+    "pennyweight.flow.certifying.pair": ("Judging", "certify_pair"),
     "pennyweight.flow.collect": ("Collected",),
-    "pennyweight.flow.compare": ("certify_outputs", "compare"),
+    "pennyweight.flow.certifying.compare": ("certify_outputs", "compare"),
     "pennyweight.flow.compress": ("compress",),
     "pennyweight.flow.settings": ("Settings",),
     "pennyweight.flow.delivery": ("Outcome",),
     "pennyweight.flow.load": ("load",),
     "pennyweight.flow.measure": ("measure",),
-    "pennyweight.flow.power": ("power",),
-    "pennyweight.flow.profile": ("profile",),
+    "pennyweight.flow.certifying.power": ("power",),
+    "pennyweight.flow.profiling.profile": ("profile",),
     "pennyweight.flow.steps": ("apply", "certify", "collect", "held_out", "make_plan", "sample"),
-    "pennyweight.flow.tails": ("tail_risk",),
+    "pennyweight.flow.sampling.tails": ("tail_risk",),
     "pennyweight.flow.verify": ("verify",),
     "pennyweight.formats": ("Compressed", "Dense", "Grid"),
     "pennyweight.network.network": ("Edge", "Network", "Site"),

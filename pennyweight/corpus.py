@@ -133,6 +133,11 @@ def read_documents(path: Path | str | None = None) -> tuple[Document, ...]:
     return tuple(documents)
 
 
+def fingerprint_of(documents: Sequence[Document]) -> str:
+    """Hash of a text: of its documents' words, in any order, however they are cut into windows later."""
+    return hashlib.sha256("".join(sorted({_digest(document) for document in documents})).encode()).hexdigest()
+
+
 def drop_duplicates(documents: Sequence[Document]) -> tuple[tuple[Document, ...], tuple[str, ...]]:
     """Leave out documents that repeat others, so that no text can reach two splits.
 

@@ -15,10 +15,10 @@ from pennyweight import report as pages
 from pennyweight.budget import Budget
 from pennyweight.cli import profile_tables
 from pennyweight.errors import InvalidOutput
+from pennyweight.flow.certifying.power import power as plan_power
 from pennyweight.flow.load import load
-from pennyweight.flow.power import power as plan_power
-from pennyweight.flow.profile import profile
-from pennyweight.flow.profile_values import Change, Profile
+from pennyweight.flow.profiling.profile import profile
+from pennyweight.flow.profiling.values import Change, Profile
 from pennyweight.flow.progress import Progress
 
 

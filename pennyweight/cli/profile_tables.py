@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pennyweight.cli.tables import lost
-from pennyweight.flow.power import ClaimPower, Power, Row
-from pennyweight.flow.profile_values import Calibration, Change, Groups, Interval, Profile, TaskProfile, TextProfile
+from pennyweight.flow.certifying.power import ClaimPower, Power, Row
+from pennyweight.flow.profiling.values import Calibration, Change, Groups, Interval, Profile, TaskProfile, TextProfile
 
 MOST_GROUPS = 20  # rows of a table of groups; --json has all of them
 DASH = "-"

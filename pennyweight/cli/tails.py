@@ -14,7 +14,7 @@ from rich.table import Table
 
 from pennyweight.errors import InvalidText, MissingFile
 from pennyweight.flow.load import check_pair, load
-from pennyweight.flow.tails import TailRisk, tail_risk
+from pennyweight.flow.sampling.tails import TailRisk, tail_risk
 from pennyweight.methods.probability import ImportanceSampling
 
 

@@ -21,13 +21,13 @@ from pennyweight.cli.tails import tails
 from pennyweight.errors import InvalidBudget, InvalidOutput, InvalidPlan, MissingFile
 from pennyweight.export.engines import ENGINES, find
 from pennyweight.flow import artifact
-from pennyweight.flow.certify_pair import Judging, certify_pair
+from pennyweight.flow.certifying.pair import Judging, certify_pair
+from pennyweight.flow.certifying.record import certificate_schema
 from pennyweight.flow.compress import compress as run_compress
 from pennyweight.flow.load import load
 from pennyweight.flow.make_plan import check_dtype, usual_dtype
 from pennyweight.flow.options import menu
 from pennyweight.flow.progress import Progress
-from pennyweight.flow.record import certificate_schema
 from pennyweight.flow.settings import Settings
 from pennyweight.flow.steps import collect, make_plan
 from pennyweight.flow.text import texts

@@ -14,8 +14,9 @@ from pennyweight.budget import Measurement
 from pennyweight.corpus import Windows
 from pennyweight.errors import VerificationFailed
 from pennyweight.export import CompressedTensorsSource, write
-from pennyweight.flow import artifact, evidence
+from pennyweight.flow import artifact
 from pennyweight.flow.apply import Applied, apply
+from pennyweight.flow.certifying import evidence
 from pennyweight.flow.collect import Collected
 from pennyweight.flow.journal import Journal
 from pennyweight.flow.load import load

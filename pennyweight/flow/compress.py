@@ -15,25 +15,22 @@ from pennyweight.errors import InvalidBudget
 from pennyweight.export.engines import find
 from pennyweight.flow import artifact
 from pennyweight.flow.candidate import facts_of
-from pennyweight.flow.certify import (
-    verdict_of,
-)
-from pennyweight.flow.claims import check_engine, check_reads, resolve, usual_engine
+from pennyweight.flow.certifying.claims import check_engine, resolve, usual_engine
+from pennyweight.flow.certifying.judge import verdict_of
+from pennyweight.flow.certifying.openings import close_opening
+from pennyweight.flow.certifying.populations import Population, Text, check_units, tasks_of
 from pennyweight.flow.delivery import Outcome, check_free, check_size, deliver, finished, outcome_of
 from pennyweight.flow.job import Job, planner_of
 from pennyweight.flow.journal import open_run
 from pennyweight.flow.load import check_weights, load
 from pennyweight.flow.make_plan import check_dtype, check_plan, usual_dtype
-from pennyweight.flow.openings import close_opening
 from pennyweight.flow.options import outline
-from pennyweight.flow.populations import Population, Text, check_units, split_task
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.settings import Settings
 from pennyweight.flow.text import texts
 from pennyweight.flow.versions import versions
 from pennyweight.numerics.hashing import of_value
 from pennyweight.plan import Plan
-from pennyweight.task import read_task
 
 
 def compress(
@@ -73,10 +70,7 @@ def compress(
     limit = _limit(budgets)
     asked = resolve([one for one in budgets if one.is_claim] or budgets)
     check_engine(asked, usual_engine(settings.scope, settings.bound))
-    tasks = {one.on: split_task(read_task(one.on), one.on) for one in asked if one.on}
-    for one in asked:
-        if one.on:
-            check_reads(one, tasks[one.on][1].task)
+    tasks = tasks_of(asked)
     out = Path(out) if Path(out).name not in ("", "..") else Path(out).resolve()
     run = out.parent / f"{out.name}.run"
     check_free(out, run)
@@ -96,14 +90,14 @@ def compress(
         reference, calibration, held_out, length=settings.length, count=settings.calibration_windows,
         selection=settings.selection_windows, seed=settings.seed,
     )  # fmt: skip
-    populations: list[Population] = [Text(words.certification), *(claim for _, claim in tasks.values())]
-    check_units(populations, settings.groups)
+    populations: list[Population] = [Text(words.certification, words.opened), *(claim for _, claim in tasks.values())]
+    labels = check_units(populations, settings.groups)
     header = {
         "model": reference.source.fingerprint,
         "texts": words.fingerprints | {on: claim.fingerprint for on, (_, claim) in tasks.items()},
         "budgets": [asdict(one) for one in budgets],
         "settings": asdict(settings), "plan": None if plan is None else of_value(plan.to_toml()),
-        "code": artifact.code_hash(), "versions": versions(),
+        "groups": of_value(labels), "code": artifact.code_hash(), "versions": versions(),
     }  # fmt: skip
     if out.exists() and any(out.iterdir()):
         return finished(out, run, header)

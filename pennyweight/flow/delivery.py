@@ -16,11 +16,13 @@ import msgspec
 
 from pennyweight.budget import Budget, Certificate
 from pennyweight.errors import InfeasibleBudget, InvalidOutput
-from pennyweight.flow import artifact, record
+from pennyweight.flow import artifact
 from pennyweight.flow.candidate import Candidate
-from pennyweight.flow.certify import Judged, Rules, claims
-from pennyweight.flow.claims import Asked
-from pennyweight.flow.profile_values import Calibration
+from pennyweight.flow.certifying import record
+from pennyweight.flow.certifying.claims import Asked
+from pennyweight.flow.certifying.judge import Judged, claims
+from pennyweight.flow.certifying.rules import Rules
+from pennyweight.flow.profiling.values import Calibration
 from pennyweight.flow.progress import Progress
 from pennyweight.network.network import Network
 from pennyweight.numerics.hashing import canonical

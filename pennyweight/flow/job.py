@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,33 +13,30 @@ from pennyweight.budget import Budget
 from pennyweight.budget import Opening as Opened
 from pennyweight.errors import InfeasibleBudget
 from pennyweight.export.engines import find
-from pennyweight.flow import evidence
 from pennyweight.flow.candidate import Candidate, build
-from pennyweight.flow.certify import (
+from pennyweight.flow.certifying import evidence
+from pennyweight.flow.certifying.claims import Asked, text_metrics, usual_engine
+from pennyweight.flow.certifying.judge import (
     Evidence,
     Judged,
-    Pilot,
-    Rules,
-    check_feasible,
-    check_noise,
     fingerprints_of,
     judge_evidence,
     judge_population,
     verdict_of,
 )
-from pennyweight.flow.claims import Asked, text_metrics, usual_engine
+from pennyweight.flow.certifying.noise import noise_floor
+from pennyweight.flow.certifying.openings import Opening, open_all
+from pennyweight.flow.certifying.populations import Population, Questions
+from pennyweight.flow.certifying.rules import Pilot, Rules, check_feasible, check_noise
 from pennyweight.flow.collect import collect
 from pennyweight.flow.delivery import weights_of
 from pennyweight.flow.journal import Journal
 from pennyweight.flow.ladder import allowed_after, allowed_before, strain
 from pennyweight.flow.make_plan import Planner
 from pennyweight.flow.measure import ReferenceStates
-from pennyweight.flow.noise import noise_floor
-from pennyweight.flow.openings import Opening, open_all
 from pennyweight.flow.options import Table, tabulate
-from pennyweight.flow.populations import Population, Questions
-from pennyweight.flow.profile_calibration import calibrate
-from pennyweight.flow.profile_values import Calibration
+from pennyweight.flow.profiling.calibration import calibrate
+from pennyweight.flow.profiling.values import Calibration
 from pennyweight.flow.progress import Progress
 from pennyweight.flow.settings import Settings
 from pennyweight.flow.text import Texts
@@ -162,12 +159,12 @@ class Job:
     @cached_property
     def rules(self) -> Rules:
         """How every rung is judged; the texts are opened here."""
-        self.openings, opening = open_all(
-            [of_value([p.fingerprint, self.reference.source.fingerprint]) for p in self.populations], self.key,
-            total=self.total, candidate="ladder", claims=[one.budget.label for one in self.claims],
-            reserve=self.settings.reserve,
+        fingerprints = {p.on: of_value([p.opened, self.reference.source.fingerprint]) for p in self.populations}
+        self.openings, opening, numbers = open_all(
+            fingerprints, self.key, total=self.total, candidate="ladder",
+            claims=[one.budget.label for one in self.claims], reserve=self.settings.reserve,
         )  # fmt: skip
-        return self._rules(opening)
+        return replace(self._rules(opening), numbers=numbers)
 
     def _rules(self, opening: Opened) -> Rules:
         return Rules(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from pennyweight.flow.certify import Pilot
-from pennyweight.flow.claims import Asked
+from pennyweight.flow.certifying.claims import Asked
+from pennyweight.flow.certifying.rules import Pilot
 
 # Measured on one 135M model at 8, 4 and 3 bits: the share of choices that change is 0.55 times the root of the KL, and
 # other bounded distances are near it. A probe corrects the guess.

@@ -28,8 +28,8 @@ from pennyweight.export.engines import find
 from pennyweight.flow import collect as collecting
 from pennyweight.flow.apply import apply as carry_out
 from pennyweight.flow.artifact import code_hash
-from pennyweight.flow.certify import Rules, common_terms
-from pennyweight.flow.claims import resolve, usual_engine
+from pennyweight.flow.certifying.claims import resolve, usual_engine
+from pennyweight.flow.certifying.rules import Rules, common_terms
 from pennyweight.flow.collect import Collected
 from pennyweight.flow.journal import Journal, open_run
 from pennyweight.flow.load import load

@@ -10,6 +10,7 @@ from pennyweight.corpus import (
     check_disjoint,
     cut,
     describe_source,
+    fingerprint_of,
     read_documents,
     require_windows,
     split_documents,
@@ -28,11 +29,19 @@ PURPOSE = {
 
 @dataclass(frozen=True)
 class Texts:
-    """Windows of the three splits."""
+    """Windows of the three splits.
+
+    Args:
+        calibration: for methods.
+        selection: for the search.
+        certification: for the claim alone.
+        opened: hash of the whole text that the certification split is part of.
+    """
 
     calibration: Windows
     selection: Windows
     certification: Windows
+    opened: str
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -88,8 +97,9 @@ def texts(
         check_vocabulary(whole, network)
         cuts[split] = whole
     return Texts(
-        some(cuts["calibration"], count, seed), some(cuts["selection"], selection, seed), cuts["certification"]
-    )
+        some(cuts["calibration"], count, seed), some(cuts["selection"], selection, seed), cuts["certification"],
+        fingerprint_of(documents if held_out is None or calibration is None else last),
+    )  # fmt: skip
 
 
 def check_vocabulary(windows: Windows, network: Network) -> None:

@@ -12,8 +12,10 @@ import numpy as np
 
 from pennyweight.budget import Certificate
 from pennyweight.errors import InvalidPlan, PennyweightError, VerificationFailed
-from pennyweight.flow import artifact, record
-from pennyweight.flow.certify import Evidence, Rules, claims, drawn_order, fingerprints_of, judge_evidence
+from pennyweight.flow import artifact
+from pennyweight.flow.certifying import record
+from pennyweight.flow.certifying.judge import Evidence, claims, fingerprints_of, judge_evidence
+from pennyweight.flow.certifying.rules import Rules, drawn_order
 from pennyweight.numerics.hashing import of_value
 from pennyweight.plan import Plan
 
@@ -93,7 +95,7 @@ def is_bare(directory: Path) -> bool:
 def _check_order(part: Evidence, weights: str, rules: Rules) -> None:
     found = next(iter(part.scored.values()))
     documents = np.array(part.documents, dtype=np.int64)
-    _, order = drawn_order(part.size, part.fingerprint, documents, weights, rules)
+    _, order = drawn_order(part.size, part.fingerprint, documents, weights, rules, part.on)
     if found.drawn.tolist() != order[: len(found.drawn)].tolist():
         raise VerificationFailed(
             "the units were not scored in the order that the hashes prescribe",

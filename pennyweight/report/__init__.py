@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pennyweight.errors import InvalidOutput
-from pennyweight.flow.profile_values import Profile
+from pennyweight.flow.profiling.values import Profile
 from pennyweight.report.page import page, profile_page
 from pennyweight.report.record import read
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
 
-from pennyweight.flow.profile_values import Change, Groups, Interval, Profile, Tail, TaskProfile, TextProfile
+from pennyweight.flow.profiling.values import Change, Groups, Interval, Profile, Tail, TaskProfile, TextProfile
 from pennyweight.report.forest import Line, forest
 from pennyweight.report.html import Html, bullets, folded, join, paragraph, section, table, tag
 from pennyweight.report.reliability import calibrated

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from importlib.resources import files
 
-from pennyweight.flow.profile_values import Profile
+from pennyweight.flow.profiling.values import Profile
 from pennyweight.report import closing, compared, forest, measured, reliability, tensors
 from pennyweight.report.head import head
 from pennyweight.report.html import Html, join, raw, tag

@@ -15,9 +15,9 @@ from pennyweight.budget import Budget, Certificate, Claim
 from pennyweight.errors import VerificationFailed
 from pennyweight.export import Accounting
 from pennyweight.flow import artifact
-from pennyweight.flow.certify import Evidence
-from pennyweight.flow.profile_values import Calibration
-from pennyweight.flow.record import read_certificate, read_evidence
+from pennyweight.flow.certifying.judge import Evidence
+from pennyweight.flow.certifying.record import read_certificate, read_evidence
+from pennyweight.flow.profiling.values import Calibration
 from pennyweight.flow.verify import is_bare
 from pennyweight.methods.certification import Engine
 

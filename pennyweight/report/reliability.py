@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pennyweight.flow.profile_values import Calibration
+from pennyweight.flow.profiling.values import Calibration
 from pennyweight.methods.probability import CalibrationError
 from pennyweight.report.html import Html, paragraph, section, table
 from pennyweight.report.plot import Axes, dot, figure, key, line, picture, told_below

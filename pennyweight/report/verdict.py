@@ -59,7 +59,7 @@ def _one(claim: Claim, confidence: float) -> Verdict:
         words = f"On all {scored} of {_units(claim)}, {changed}, and the limit was {cap}."
         return Verdict("bad", "✗ Not within the limit, measured exactly", words)
     if claim.verdict == "futile":
-        words = f"{_capital(changed)} on the {scored} scored; the loss lies above the limit of {cap}."
+        words = f"{_capital(changed)} on the {scored} scored; the loss seen lies above the limit of {cap}."
         return Verdict("bad", "✗ Not certified", words)
     if claim.verdict == "exhausted":
         words = f"The {scored} scored do not settle whether the loss is within the limit of {cap}. On them, {changed}."

@@ -604,7 +604,7 @@ def certify(refused: Refuse, llama: Path, outcome: Outcome, text: Path, tmp_path
         limits = [part for limit in lose for part in ("--lose", limit)]
         where = [] if on is None else ["--on", on]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pennyweight.flow.certify_pair.judge_population", never)
+            patch.setattr("pennyweight.flow.certifying.pair.judge_population", never)
             return refused(
                 "certify", model, other or outcome.out, *limits, *where, *out, "--length", "32", "--quiet", *options
             )
@@ -688,7 +688,7 @@ def test_two_limits_on_one_metric(limits: tuple[str, ...], certify: Refuse) -> N
 def test_limits_below_the_noise_floor(certify: Refuse, tmp_path: Path) -> None:
     """What the model differs from itself by is measured, and nothing else."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pennyweight.flow.certify_pair._pilot", never)
+        patch.setattr("pennyweight.flow.certifying.pair._pilot", never)
         error = certify_and_forget(certify, tmp_path, "kl 1e-9")
     assert error.name == "InvalidBudget"
     assert "differs from itself" in error.happened

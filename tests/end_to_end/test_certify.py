@@ -23,15 +23,16 @@ from pennyweight.budget import Budget, Claim, Measurement, Opening
 from pennyweight.cli import main
 from pennyweight.errors import InfeasibleBudget, VerificationFailed
 from pennyweight.flow import artifact as artifacts
-from pennyweight.flow import certify_pair as pair
-from pennyweight.flow.certify import Rules, fingerprints_of, judge_evidence, judge_population
-from pennyweight.flow.certify_pair import Judging, certify_pair
-from pennyweight.flow.claims import resolve, usual_engine
+from pennyweight.flow.certifying import pair as pair
+from pennyweight.flow.certifying.claims import resolve, usual_engine
+from pennyweight.flow.certifying.judge import fingerprints_of, judge_evidence, judge_population
+from pennyweight.flow.certifying.pair import Judging, certify_pair
+from pennyweight.flow.certifying.populations import Text
+from pennyweight.flow.certifying.rules import Rules
 from pennyweight.flow.delivery import Outcome
 from pennyweight.flow.journal import Journal
 from pennyweight.flow.load import load
 from pennyweight.flow.measure import measure
-from pennyweight.flow.populations import Text
 from pennyweight.flow.progress import Advance
 from pennyweight.flow.verify import verify
 
@@ -136,7 +137,9 @@ def full_pass(model: Path, compressed: Path, on: Path) -> Truth:
     """Score every window there is."""
     before, after = load(model), load(compressed)
     selection, certification = pair._texts(before, on, None, judging())
-    return Truth(Text(certification), measure(before, after, selection), measure(before, after, certification))
+    return Truth(
+        certification, measure(before, after, selection.windows), measure(before, after, certification.windows)
+    )
 
 
 @pytest.fixture(scope="module")

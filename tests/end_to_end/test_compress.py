@@ -18,7 +18,7 @@ from safetensors import safe_open
 from pennyweight.budget import Budget
 from pennyweight.errors import InfeasibleBudget, InvalidBudget
 from pennyweight.export.engines import find
-from pennyweight.flow import evidence
+from pennyweight.flow.certifying import evidence
 from pennyweight.flow.compress import compress
 from pennyweight.flow.delivery import Outcome
 from pennyweight.flow.load import load

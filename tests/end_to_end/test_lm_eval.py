@@ -20,8 +20,8 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from pennyweight.errors import InvalidText, MissingExtra, UnknownName
-from pennyweight.flow.answers import AnswerScorer
-from pennyweight.flow.lm_eval_tasks import lm_eval_task
+from pennyweight.flow.certifying.answers import AnswerScorer
+from pennyweight.flow.certifying.lm_eval_tasks import lm_eval_task
 from pennyweight.network.network import Network
 from pennyweight.task import read_task
 

@@ -18,8 +18,8 @@ import pytest
 from scipy import stats
 
 from pennyweight.budget import Terms
-from pennyweight.flow import certify
-from pennyweight.flow.claims import Asked
+from pennyweight.flow.certifying import rules
+from pennyweight.flow.certifying.claims import Asked
 
 RUNS, SABOTAGED = 9, 4
 ALLOWED = int(stats.binom.isf(1e-3, RUNS, 0.05))  # more false certificates than this are no accident
@@ -87,20 +87,20 @@ def test_runs_well_below_the_margin_certify(null: Any, cases: list[Case], tmp_pa
 def sorted_order(case: Case) -> dict[str, Callable[..., Any]]:
     """Mild windows first: an order that knows the scores."""
     order = np.argsort(case.truths[0].degradation)
-    return {"evidence.random_order": lambda *_: (1, order)}
+    return {"certifying.evidence.random_order": lambda *_: (1, order)}
 
 
 def lowered_cap(case: Case) -> dict[str, Callable[..., Any]]:
     """A cap that is chosen after looking, so low that it hides what was lost; and bets that expect just that."""
-    x, honest = case.truths[0].degradation, certify.terms_for
+    x, honest = case.truths[0].degradation, rules.terms_for
 
-    def peeked(asked: Asked, pilot: certify.Pilot | None, rules: certify.Rules, **of: Any) -> Terms:
+    def peeked(asked: Asked, pilot: rules.Pilot | None, how: rules.Rules, **of: Any) -> Terms:
         cap = 1.2 * asked.budget.margin
         seen = np.minimum(x, cap)
-        terms = honest(asked, pilot, rules, **of)
+        terms = honest(asked, pilot, how, **of)
         return replace(terms, cap=cap, pilot_mean=float(seen.mean()), pilot_sd=float(seen.std()))
 
-    return {"certify.terms_for": peeked}
+    return {"certifying.rules.terms_for": peeked}
 
 
 @pytest.mark.slow

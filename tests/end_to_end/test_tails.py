@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from pennyweight.errors import InvalidMeasurement, InvalidMethod, InvalidText, PennyweightError
-from pennyweight.flow.generate import Resident, resident
-from pennyweight.flow.mixture import Written, write
-from pennyweight.flow.tails import TailRisk, tail_risk
+from pennyweight.flow.sampling.generate import Resident, resident
+from pennyweight.flow.sampling.mixture import Written, write
+from pennyweight.flow.sampling.tails import TailRisk, tail_risk
 from pennyweight.methods.probability import ImportanceSampling
 from pennyweight.network.network import Network
 from pennyweight.network.opening import open_source

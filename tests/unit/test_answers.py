@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from pennyweight.errors import InvalidMeasurement, InvalidModel, InvalidText
-from pennyweight.flow import answers
-from pennyweight.flow.answers import AnswerScorer, ReferenceAnswers, log_likelihoods
+from pennyweight.flow.certifying import answers
+from pennyweight.flow.certifying.answers import AnswerScorer, ReferenceAnswers, log_likelihoods
 from pennyweight.flow.journal import Journal
 from pennyweight.methods.measurement import Accuracy, ExactMatch
 from pennyweight.network.network import Network

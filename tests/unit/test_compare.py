@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pennyweight.errors import InvalidBudget, InvalidMeasurement, InvalidMethod, UnknownName
-from pennyweight.flow.compare import certify_outputs, compare, fingerprint_of
+from pennyweight.flow.certifying.compare import certify_outputs, compare, fingerprint_of
 from pennyweight.methods.measurement import Classification, Cosine, KullbackLeibler, PythonFunction, Ranking
 
 COUNT = 1500

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pennyweight.errors import InvalidText
-from pennyweight.flow.generate import Resident, resident, stop_ids
+from pennyweight.flow.sampling.generate import Resident, resident, stop_ids
 from pennyweight.network.network import Network
 from pennyweight.network.opening import open_source
 from pennyweight.network.tokenizer import load_tokenizer

@@ -8,10 +8,10 @@ import torch
 
 from pennyweight.corpus import Windows
 from pennyweight.errors import InvalidMeasurement
-from pennyweight.flow import noise
+from pennyweight.flow.certifying import noise
+from pennyweight.flow.certifying.noise import measure_noise, noise_floor
 from pennyweight.flow.journal import Journal
 from pennyweight.flow.measure import token_metrics
-from pennyweight.flow.noise import measure_noise, noise_floor
 from pennyweight.network.network import Network
 from pennyweight.network.opening import open_source
 from pennyweight.network.stream import Stream

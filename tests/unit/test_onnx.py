@@ -12,9 +12,9 @@ import torch
 
 from pennyweight.corpus import Windows
 from pennyweight.errors import CorruptFile, InvalidMeasurement, InvalidModel, MissingExtra, MissingFile
+from pennyweight.flow.certifying.noise import measure_noise
 from pennyweight.flow.load import load
 from pennyweight.flow.measure import Scorer, measure, runner_of
-from pennyweight.flow.noise import measure_noise
 from pennyweight.network.network import Network
 from pennyweight.network.onnx import OnnxRunner, OnnxSource, open_onnx
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from pennyweight.errors import DiskFull, InvalidBudget, InvalidMethod, InvalidOutput, VerificationFailed
-from pennyweight.flow import openings
-from pennyweight.flow.openings import close_opening, open_corpus, state_directory
+from pennyweight.flow.certifying import openings
+from pennyweight.flow.certifying.openings import close_opening, open_corpus, state_directory
 
 TEXT = "12ab"
 
@@ -115,7 +115,7 @@ def test_threads_get_different_numbers(state):
 
 def test_processes_get_different_numbers(state):
     program = (
-        "import sys\nfrom pennyweight.flow.openings import open_corpus\n"
+        "import sys\nfrom pennyweight.flow.certifying.openings import open_corpus\n"
         "sys.stdin.readline()\n"
         f"for i in range(40): print(open_corpus({TEXT!r}, f'{{sys.argv[1]}}{{i}}', total=.04, candidate='w',"
         " claims=['c']).number)\n"

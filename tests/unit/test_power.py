@@ -13,9 +13,9 @@ from scipy.special import betaincinv
 
 from pennyweight.budget import Budget, Terms
 from pennyweight.errors import InvalidBudget, InvalidMeasurement, InvalidWeights
-from pennyweight.flow.claims import resolve
-from pennyweight.flow.power import ClaimPower, fixed_size, flip_rows, plan_claim, power, zero_floor
-from pennyweight.flow.profile_bounds import smallest_at_cap
+from pennyweight.flow.certifying.claims import resolve
+from pennyweight.flow.certifying.power import ClaimPower, fixed_size, flip_rows, plan_claim, power, zero_floor
+from pennyweight.flow.profiling.bounds import smallest_at_cap
 from pennyweight.formats import Grid
 from pennyweight.methods.certification import PlannedMixture, needed_windows
 from pennyweight.network.network import Network

@@ -18,11 +18,11 @@ from torch import nn
 
 from pennyweight.budget import Measurement
 from pennyweight.errors import InvalidBudget, InvalidText, UnknownName
-from pennyweight.flow.populations import Questions, Text
-from pennyweight.flow.profile import is_task, profile
-from pennyweight.flow.profile_bounds import clustered, corpus_bound, grouped, labels_of, worst_windows
-from pennyweight.flow.profile_calibration import calibration
-from pennyweight.flow.profile_tasks import _by_margin, _margin, _pairs, mcnemar
+from pennyweight.flow.certifying.populations import Questions, Text
+from pennyweight.flow.profiling.bounds import clustered, corpus_bound, grouped, labels_of, worst_windows
+from pennyweight.flow.profiling.calibration import calibration
+from pennyweight.flow.profiling.profile import is_task, profile
+from pennyweight.flow.profiling.tasks import _by_margin, _margin, _pairs, mcnemar
 from pennyweight.formats import Grid
 from pennyweight.methods.measurement import Accuracy, Agreement, Perplexity
 from pennyweight.methods.probability import Brier

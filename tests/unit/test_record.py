@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from pennyweight.budget import Budget, Certificate, Claim, Opening, Slice, Terms
-from pennyweight.flow.record import certificate_schema
+from pennyweight.flow.certifying.record import certificate_schema
 from pennyweight.numerics.hashing import canonical
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "concepts" / "certificate.schema.json"

@@ -12,9 +12,10 @@ import pytest
 from pennyweight import catalogue
 from pennyweight.budget import Budget, Measurement, Opening, Terms
 from pennyweight.errors import InvalidBudget, InvalidMeasurement
-from pennyweight.flow import evidence
-from pennyweight.flow.certify import Rules, check_feasible, drawn_order, judge_evidence, judge_population
-from pennyweight.flow.claims import Asked, usual_engine
+from pennyweight.flow.certifying import evidence
+from pennyweight.flow.certifying.claims import Asked, usual_engine
+from pennyweight.flow.certifying.judge import judge_evidence, judge_population
+from pennyweight.flow.certifying.rules import Rules, check_feasible, drawn_order
 from pennyweight.flow.journal import Journal
 from pennyweight.methods.certification import ClusteredT, PlannedMixture, Tango, certify, decide
 from pennyweight.methods.certification.statement import confidence, state_all
@@ -43,6 +44,10 @@ class Numbers:
 
     def __len__(self):
         return len(self.documents)
+
+    @property
+    def independent(self):
+        return self.documents
 
     def labels(self, key):
         return self.groups

@@ -15,10 +15,12 @@ import pytest
 from pennyweight import catalogue
 from pennyweight.budget import Budget, Measurement, Opening
 from pennyweight.errors import InvalidOutput, VerificationFailed
-from pennyweight.flow import artifact, record
-from pennyweight.flow.certify import Evidence, Judged, Rules, claims, judge_evidence, verdict_of
-from pennyweight.flow.claims import resolve
-from pennyweight.flow.profile_values import (
+from pennyweight.flow import artifact
+from pennyweight.flow.certifying import record
+from pennyweight.flow.certifying.claims import resolve
+from pennyweight.flow.certifying.judge import Evidence, Judged, claims, judge_evidence, verdict_of
+from pennyweight.flow.certifying.rules import Rules
+from pennyweight.flow.profiling.values import (
     Calibration,
     Change,
     Group,

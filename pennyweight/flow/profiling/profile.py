@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from pennyweight import catalogue
 from pennyweight.corpus import Windows, cut, describe_source, read_documents, require_windows
 from pennyweight.errors import InvalidBudget
+from pennyweight.flow.certifying.noise import noise_floor
+from pennyweight.flow.certifying.populations import Questions, Text
 from pennyweight.flow.load import check_pair
-from pennyweight.flow.noise import noise_floor
-from pennyweight.flow.populations import Questions, Text
-from pennyweight.flow.profile_bounds import change, grouped, labels_of, worst_windows
-from pennyweight.flow.profile_calibration import MOST, calibration
-from pennyweight.flow.profile_tasks import task_profile
-from pennyweight.flow.profile_values import Profile, TextProfile
+from pennyweight.flow.profiling.bounds import change, grouped, labels_of, worst_windows
+from pennyweight.flow.profiling.calibration import MOST, calibration
+from pennyweight.flow.profiling.tasks import task_profile
+from pennyweight.flow.profiling.values import Profile, TextProfile
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.text import check_vocabulary
 from pennyweight.network.network import Network

@@ -23,10 +23,11 @@ from torch import Tensor
 from pennyweight import catalogue
 from pennyweight.budget import Budget, Certificate, Measurement, Opening
 from pennyweight.errors import InvalidMeasurement, InvalidMethod
-from pennyweight.flow.certify import Rules, fingerprints_of, judge_evidence, judge_population
-from pennyweight.flow.claims import Asked, usual_engine
+from pennyweight.flow.certifying.claims import Asked, usual_engine
+from pennyweight.flow.certifying.judge import fingerprints_of, judge_evidence, judge_population
+from pennyweight.flow.certifying.populations import PILOT_LEAST, PILOT_SHARE, check_units
+from pennyweight.flow.certifying.rules import Rules
 from pennyweight.flow.journal import Journal
-from pennyweight.flow.populations import PILOT_LEAST, PILOT_SHARE, check_units
 from pennyweight.flow.progress import QUIET, Advance, Progress
 from pennyweight.methods.measurement import PythonFunction
 from pennyweight.numerics.hashing import of_bytes, of_value
@@ -69,6 +70,16 @@ class Items:
     def discrete(self) -> bool:
         """Whether one item can lose everything, as with accuracy: then nothing is capped."""
         return self.metric.upper is not None and self.metric.lower is not None and self.metric.lower < 0
+
+    @property
+    def independent(self) -> NDArray[np.int64]:
+        """Cluster of each item `[n]`."""
+        return self.documents
+
+    @property
+    def opened(self) -> str:
+        """Hash of the items; who certifies functions keeps the ledger."""
+        return self.fingerprint
 
     def labels(self, key: str) -> tuple[str, ...]:
         """Group of each item: items have none.

@@ -21,8 +21,8 @@ from pennyweight.corpus import Windows
 from pennyweight.errors import InvalidMeasurement
 from pennyweight.flow.journal import Journal
 from pennyweight.flow.measure import ROWS, Runner, check_same_tokens, runner_of, tokens_at_once
-from pennyweight.flow.profile_bounds import clustered
-from pennyweight.flow.profile_values import Calibration
+from pennyweight.flow.profiling.bounds import clustered
+from pennyweight.flow.profiling.values import Calibration
 from pennyweight.flow.progress import Advance, Progress
 from pennyweight.methods.probability import CalibrationError, ExpectedCalibrationError, TemperatureScaling
 from pennyweight.network.network import Network

@@ -19,8 +19,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from pennyweight.errors import InvalidMeasurement, InvalidMethod, InvalidText
-from pennyweight.flow.generate import Resident, resident, stop_ids
-from pennyweight.flow.mixture import write
+from pennyweight.flow.sampling.generate import Resident, resident, stop_ids
+from pennyweight.flow.sampling.mixture import write
 from pennyweight.methods.probability import ImportanceSampling, TailCertificate, TailEstimate
 from pennyweight.network.network import Network
 from pennyweight.network.tokenizer import load_tokenizer

@@ -15,7 +15,7 @@ import fcntl
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -135,27 +135,38 @@ def open_corpus(
 
 
 def open_all(
-    fingerprints: Sequence[str], key: str, *, total: float, candidate: str, claims: Sequence[str], reserve: bool = False
-) -> tuple[list[Opening], Opened]:
+    fingerprints: Mapping[str, str],
+    key: str,
+    *,
+    total: float,
+    candidate: str,
+    claims: Sequence[str],
+    reserve: bool = False,
+) -> tuple[list[Opening], Opened, dict[str, int]]:
     """Open several populations for one certificate: it has the smallest level that any of them leaves.
 
     Args:
-        fingerprints: one a population.
+        fingerprints: what the ledger counts by, of each population.
         key: of the run.
         total: error level of a first certificate.
         candidate: hash of the weights to be certified.
         claims: what is to be certified, in words.
         reserve: see `AlphaLedger`.
 
+    Returns:
+        The openings, what they leave together, and the number of each population's own opening.
+
     Raises:
         PennyweightError: as `open_corpus`.
     """
-    openings = [
-        open_corpus(fingerprint, key, total=total, candidate=candidate, claims=claims, reserve=reserve)
-        for fingerprint in fingerprints
-    ]
-    last = max(openings, key=lambda opening: opening.number)
-    return openings, Opened(number=last.number, alpha=last.alpha, spent=last.spent)
+    openings = {
+        on: open_corpus(fingerprint, key, total=total, candidate=candidate, claims=claims, reserve=reserve)
+        for on, fingerprint in fingerprints.items()
+    }
+    last = max(openings.values(), key=lambda opening: opening.number)
+    most = max(opening.spent for opening in openings.values())
+    numbers = {on: opening.number for on, opening in openings.items()}
+    return list(openings.values()), Opened(number=last.number, alpha=last.alpha, spent=most), numbers
 
 
 def close_opening(opening: Opening, verdict: str) -> None:

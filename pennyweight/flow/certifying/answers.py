@@ -19,10 +19,10 @@ from tokenizers import Tokenizer
 from pennyweight import catalogue
 from pennyweight.budget import Measurement
 from pennyweight.errors import InvalidMeasurement, InvalidModel, InvalidText
-from pennyweight.flow.generate import Resident, resident, stop_ids
 from pennyweight.flow.journal import Journal
 from pennyweight.flow.measure import ROWS, Runner, runner_of, tokens_at_once
 from pennyweight.flow.progress import Advance
+from pennyweight.flow.sampling.generate import Resident, resident, stop_ids
 from pennyweight.network.network import Network
 from pennyweight.network.tokenizer import load_tokenizer
 from pennyweight.numerics.hashing import of_value

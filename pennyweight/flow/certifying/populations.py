@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from pennyweight.budget import Measurement
 from pennyweight.corpus import Windows
 from pennyweight.errors import InvalidMeasurement, UnknownName
-from pennyweight.flow.answers import AnswerScorer, ReferenceAnswers
+from pennyweight.flow.certifying.answers import AnswerScorer, ReferenceAnswers
+from pennyweight.flow.certifying.claims import Asked, check_reads
 from pennyweight.flow.journal import Journal
 from pennyweight.flow.measure import ReferenceStates, Scorer
 from pennyweight.flow.progress import Advance
 from pennyweight.network.network import Network
 from pennyweight.numerics.random import permutation
-from pennyweight.task import Task, make_task
+from pennyweight.task import Task, make_task, read_task
 
 MIXED = "(mixed)"  # a window that begins in one group and ends in another
 UNLABELLED = "(none)"
@@ -70,6 +71,16 @@ class Population(Protocol):
         ...
 
     @property
+    def independent(self) -> NDArray[np.int64]:
+        """Document of each unit `[n]`; negative where a unit shares text with another document."""
+        ...
+
+    @property
+    def opened(self) -> str:
+        """Hash of the whole that these units were cut from: what the ledger of openings counts by."""
+        ...
+
+    @property
     def words(self) -> str:
         """What it is, in words."""
         ...
@@ -102,10 +113,12 @@ class Text:
 
     Args:
         windows: equal runs of token ids.
+        whole: hash of the text that the windows were cut from, all splits of it.
         keep: states of the reference by journal folder, shared between candidates.
     """
 
     windows: Windows
+    whole: str = ""
     keep: dict[str, ReferenceStates] = field(default_factory=dict)
     on: str = ""
     counted: str = "windows"
@@ -123,6 +136,17 @@ class Text:
     def documents(self) -> NDArray[np.int64]:
         """Document each window begins in `[n]`."""
         return self.windows.documents.numpy()
+
+    @property
+    def independent(self) -> NDArray[np.int64]:
+        """Document of each window `[n]`; -1 where a window ends in another than it begins in."""
+        ends = self.windows.documents if self.windows.ends is None else self.windows.ends
+        return np.where(ends.numpy() == self.documents, self.documents, -1)
+
+    @property
+    def opened(self) -> str:
+        """Hash of the whole text."""
+        return self.whole or self.fingerprint
 
     @property
     def words(self) -> str:
@@ -175,11 +199,13 @@ class Questions:
         task: what is asked.
         on: its path, as the budget names it.
         split: `selection` or `certification`.
+        whole: hash of the task that the questions were taken from.
     """
 
     task: Task
     on: str
     split: str
+    whole: str = ""
     counted: str = "questions"
     discrete: bool = True
 
@@ -195,6 +221,16 @@ class Questions:
     def documents(self) -> NDArray[np.int64]:
         """Cluster of each question `[n]`; a question without one stands for itself."""
         return self.task.documents
+
+    @property
+    def independent(self) -> NDArray[np.int64]:
+        """Cluster of each question `[n]`."""
+        return self.documents
+
+    @property
+    def opened(self) -> str:
+        """Hash of the whole task."""
+        return self.whole or self.fingerprint
 
     @property
     def words(self) -> str:
@@ -236,15 +272,36 @@ class Questions:
 def split_task(task: Task, on: str) -> tuple[Questions | None, Questions]:
     """Questions for planning, and questions for the claim alone; a small task is kept whole for the claim.
 
-    The choice follows from the questions' own hash: nobody can draw another.
+    The choice follows from the questions' own hash: nobody can draw another. Questions of one cluster stay together: a
+    question whose neighbour was seen is not new.
     """
-    count = len(task.questions)
-    if count < PILOT_LEAST:
-        return None, Questions(task, on, "certification")
+    count, clusters = len(task.questions), task.documents
     order = permutation(count, 0, "pilot questions", task.fingerprint)
-    cut = round(PILOT_SHARE * count)
-    pilot, claim = np.sort(order[:cut]), np.sort(order[cut:])
-    return Questions(_take(task, pilot), on, "selection"), Questions(_take(task, claim), on, "certification")
+    planning = np.isin(clusters, clusters[order[: round(PILOT_SHARE * count)]])
+    if count < PILOT_LEAST or 2 * int(planning.sum()) > count:
+        return None, Questions(task, on, "certification", task.fingerprint)
+    chosen = {"selection": np.flatnonzero(planning), "certification": np.flatnonzero(~planning)}
+    parts = {
+        split: make_task([task.questions[i] for i in which.tolist()], task.source) for split, which in chosen.items()
+    }
+    planned, claimed = (Questions(part, on, split, task.fingerprint) for split, part in parts.items())
+    return planned, claimed
+
+
+def tasks_of(asked: Sequence[Asked]) -> dict[str, tuple[Questions | None, Questions]]:
+    """Planning questions and claimed questions of every task that claims are about, by its path.
+
+    Raises:
+        InvalidText: a file that is not a task.
+        InvalidBudget: a metric that its questions have nothing for.
+    """
+    found: dict[str, tuple[Questions | None, Questions]] = {}
+    for one in asked:
+        if one.on:
+            if one.on not in found:
+                found[one.on] = split_task(read_task(one.on), one.on)
+            check_reads(one, found[one.on][1].task)
+    return found
 
 
 def check_units(populations: Sequence[Population], groups: str | None) -> Mapping[str, tuple[str, ...]]:
@@ -263,10 +320,6 @@ def check_units(populations: Sequence[Population], groups: str | None) -> Mappin
     if groups is None:
         return {}
     return {population.on: population.labels(groups) for population in populations}
-
-
-def _take(task: Task, chosen: NDArray[np.int64]) -> Task:
-    return make_task([task.questions[i] for i in chosen.tolist()], task.source)
 
 
 def _label(key: str, name: str, fields: Mapping[str, str]) -> str:

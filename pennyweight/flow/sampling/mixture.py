@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pennyweight.errors import InvalidModel
-from pennyweight.flow.generate import Resident
+from pennyweight.flow.sampling.generate import Resident
 
 BATCH = 64  # texts written at once
 

@@ -13,10 +13,10 @@ from scipy.special import bdtrc
 
 from pennyweight import catalogue
 from pennyweight.budget import Measurement, Terms
-from pennyweight.flow.answers import AnswerScorer
-from pennyweight.flow.populations import Questions
-from pennyweight.flow.profile_bounds import change, grouped
-from pennyweight.flow.profile_values import FEW, Group, Groups, Interval, TaskProfile
+from pennyweight.flow.certifying.answers import AnswerScorer
+from pennyweight.flow.certifying.populations import Questions
+from pennyweight.flow.profiling.bounds import change, grouped
+from pennyweight.flow.profiling.values import FEW, Group, Groups, Interval, TaskProfile
 from pennyweight.flow.progress import Progress
 from pennyweight.methods.certification import Tango
 from pennyweight.methods.multiplicity import WorstGroup, spread

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from pennyweight.budget import Measurement, Terms
 from pennyweight.errors import UnknownName
-from pennyweight.flow.populations import Population
-from pennyweight.flow.profile_values import FEW, Change, Group, Groups, Interval, Tail
+from pennyweight.flow.certifying.populations import Population
+from pennyweight.flow.profiling.values import FEW, Change, Group, Groups, Interval, Tail
 from pennyweight.methods.certification import (
     PlannedMixture,
     by_document,

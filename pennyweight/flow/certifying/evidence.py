@@ -24,7 +24,13 @@ def random_order(count: int, units: str, weights: str, salt: str) -> tuple[int, 
 
 
 def first_of_each(order: NDArray[np.int64], documents: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Keep the first unit of every document in an order `[n]`: documents are independent, their units are not."""
+    """Keep the first unit of every document in an order `[n]`: documents are independent, their units are not.
+
+    Args:
+        order: of all units `[n]`.
+        documents: of each unit `[n]`; negative for one that reaches into another document and may not stand for either.
+    """
+    order = order[documents[order] >= 0]
     _, first = np.unique(documents[order], return_index=True)
     return order[np.sort(first)]
 

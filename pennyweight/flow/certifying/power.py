@@ -14,10 +14,11 @@ from scipy.special import ndtri
 from pennyweight.budget import Budget
 from pennyweight.corpus import cut, describe_source, read_documents, require_windows, split_documents
 from pennyweight.errors import InvalidBudget, InvalidMeasurement
-from pennyweight.flow.claims import Asked, check_reads, resolve
+from pennyweight.flow.certifying.claims import Asked, check_reads, resolve
+from pennyweight.flow.certifying.populations import Population, Text, split_task
+from pennyweight.flow.certifying.rules import units_of
 from pennyweight.flow.load import check_pair
-from pennyweight.flow.populations import Population, Text, split_task
-from pennyweight.flow.profile_bounds import finite, smallest_at_cap
+from pennyweight.flow.profiling.bounds import finite, smallest_at_cap
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.text import check_vocabulary, some
 from pennyweight.formats import Grid
@@ -310,7 +311,7 @@ def _units(
             check_reads(one, task)
         pilot, claim = split_task(task, place)
         note = "" if pilot else "the pilot is of the very questions of the claim: there are too few to keep some apart"
-        return pilot or claim, _independent(claim, scope), task.source, note
+        return pilot or claim, units_of(claim, scope), task.source, note
     parts = split_documents(read_documents(on), shares=SHARES)
     tokenizer = load_tokenizer(network.source)
     separator, source = separator_id(network.source, tokenizer), describe_source(on)
@@ -322,12 +323,7 @@ def _units(
         require_windows(windows[split], least, "planning")
         check_vocabulary(windows[split], network)
     claim_text = Text(windows["certification"])
-    return Text(some(windows["selection"], WINDOWS, seed)), _independent(claim_text, scope), source, ""
-
-
-def _independent(population: Population, scope: str) -> int:
-    """Units that a claim can use: in the scope source one of each document, since units of one document are alike."""
-    return len(np.unique(population.documents)) if scope == "source" else len(population)
+    return Text(some(windows["selection"], WINDOWS, seed)), units_of(claim_text, scope), source, ""
 
 
 def _sentence(claims: Sequence[ClaimPower], together: Sequence[str], confidence: float) -> str:

@@ -15,43 +15,40 @@ import torch
 from pennyweight.budget import Budget, Measurement
 from pennyweight.budget import Opening as Opened
 from pennyweight.corpus import (
-    Windows,
     check_disjoint,
     cut,
     describe_source,
+    fingerprint_of,
     read_documents,
     require_windows,
     split_documents,
 )
-from pennyweight.flow import artifact, evidence, record
-from pennyweight.flow.certify import (
+from pennyweight.flow import artifact
+from pennyweight.flow.certifying import evidence, record
+from pennyweight.flow.certifying.claims import Asked, check_engine, resolve, text_metrics, usual_engine
+from pennyweight.flow.certifying.judge import (
     Evidence,
     Judged,
-    Pilot,
-    Rules,
-    check_feasible,
-    check_noise,
     claims,
     fingerprints_of,
     judge_evidence,
     judge_population,
     verdict_of,
 )
-from pennyweight.flow.claims import Asked, check_engine, check_reads, resolve, text_metrics, usual_engine
+from pennyweight.flow.certifying.noise import noise_floor
+from pennyweight.flow.certifying.openings import close_opening, open_all
+from pennyweight.flow.certifying.populations import Population, Text, check_units, tasks_of
+from pennyweight.flow.certifying.rules import Pilot, Rules, check_feasible, check_noise
 from pennyweight.flow.delivery import Outcome, check_free, finished, outcome_of
 from pennyweight.flow.journal import Journal, open_run
 from pennyweight.flow.load import check_pair, load
-from pennyweight.flow.noise import noise_floor
-from pennyweight.flow.openings import close_opening, open_all
-from pennyweight.flow.populations import Population, Text, check_units, split_task
-from pennyweight.flow.profile_calibration import calibrate
+from pennyweight.flow.profiling.calibration import calibrate
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.text import check_vocabulary, some
 from pennyweight.flow.versions import versions
 from pennyweight.network.network import Network
 from pennyweight.network.tokenizer import load_tokenizer, separator_id
 from pennyweight.numerics.hashing import of_value
-from pennyweight.task import read_task
 
 SHARES = {"selection": 0.15, "certification": 0.85}
 LEAST = {"selection": 8, "certification": 20}
@@ -123,10 +120,7 @@ def certify_pair(
     asked = resolve(budgets, text=needs_text)
     engine = usual_engine(judging.scope, judging.bound)
     check_engine(asked, engine)
-    tasks = {one.on: split_task(read_task(one.on), one.on) for one in asked if one.on}
-    for one in asked:
-        if one.on:
-            check_reads(one, tasks[one.on][1].task)
+    tasks = tasks_of(asked)
     out = Path(out) if Path(out).name not in ("", "..") else Path(out).resolve()
     run = out.parent / f"{out.name}.run"
     check_free(out, run)
@@ -138,16 +132,16 @@ def certify_pair(
     pilots: dict[str, Population | None] = {}
     if needs_text:
         selection, certification = _texts(before, on, pilot, judging)
-        populations.append(Text(certification))
-        pilots[""] = Text(selection)
+        populations.append(certification)
+        pilots[""] = selection
     for name, (planning, claim) in tasks.items():
         populations.append(claim)
         pilots[name] = planning
-    check_units(populations, judging.groups)
+    labels = check_units(populations, judging.groups)
     header = {
         "model": before.source.fingerprint, "compressed": after.source.fingerprint,
         "texts": {p.on: p.fingerprint for p in populations}, "budgets": [asdict(one) for one in budgets],
-        "settings": asdict(judging), "code": artifact.code_hash(), "versions": versions(),
+        "settings": asdict(judging), "groups": of_value(labels), "code": artifact.code_hash(), "versions": versions(),
     }  # fmt: skip
     if out.exists() and any(out.iterdir()):
         return finished(out, run, header)
@@ -155,7 +149,7 @@ def certify_pair(
     with open_run(run, header) as journal:
         floor = {}
         if needs_text:
-            floor = noise_floor(before, selection, journal, progress, metrics=text_metrics(asked))
+            floor = noise_floor(before, selection.windows, journal, progress, metrics=text_metrics(asked))
         check_noise(asked, floor)
         scores = {
             on: _pilot(planning, asked, before, after, journal, progress) for on, planning in pilots.items() if planning
@@ -166,19 +160,19 @@ def certify_pair(
             opening=Opened(number=1, alpha=total, spent=total), noise_floor=floor,
         )  # fmt: skip
         check_feasible(asked, populations, scores, rules, total)
-        opened, level = open_all(
-            [of_value([population.fingerprint, before.source.fingerprint]) for population in populations],
+        opened, level, numbers = open_all(
+            {p.on: of_value([p.opened, before.source.fingerprint]) for p in populations},
             of_value(header), total=total, candidate=after.source.fingerprint,
             claims=[one.budget.label for one in asked if one.budget.is_claim], reserve=judging.reserve,
         )  # fmt: skip
-        rules = replace(rules, opening=level)
+        rules = replace(rules, opening=level, numbers=numbers)
         judged = _judge(asked, populations, scores, before, after, journal, rules, str(header["code"]), progress)
         told = None
         if needs_text:
             told = calibrate(
                 before,
                 after,
-                selection,
+                selection.windows,
                 asked[0].budget.confidence,
                 judging.seed,
                 journal,
@@ -201,9 +195,7 @@ def certify_pair(
     return outcome_of(out)
 
 
-def _texts(
-    network: Network, on: str | Path | None, pilot: str | Path | None, judging: Judging
-) -> tuple[Windows, Windows]:
+def _texts(network: Network, on: str | Path | None, pilot: str | Path | None, judging: Judging) -> tuple[Text, Text]:
     documents, sources = read_documents(on), dict.fromkeys(SHARES, describe_source(on))
     if pilot is None:
         parts = split_documents(documents, shares=SHARES)
@@ -222,7 +214,8 @@ def _texts(
         require_windows(whole, least, "planning" if split == "selection" else "certifying")
         check_vocabulary(whole, network)
         cuts[split] = whole
-    return some(cuts["selection"], judging.selection_windows, judging.seed), cuts["certification"]
+    planned = some(cuts["selection"], judging.selection_windows, judging.seed)
+    return Text(planned), Text(cuts["certification"], fingerprint_of(documents))
 
 
 def _pilot(

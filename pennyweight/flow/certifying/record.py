@@ -12,9 +12,11 @@ import msgspec
 from pennyweight import catalogue
 from pennyweight.budget import Budget, Certificate, Opening
 from pennyweight.errors import PennyweightError, VerificationFailed
-from pennyweight.flow import artifact, evidence
-from pennyweight.flow.certify import Evidence, Judged, Rules
-from pennyweight.flow.claims import Asked, resolve
+from pennyweight.flow import artifact
+from pennyweight.flow.certifying import evidence
+from pennyweight.flow.certifying.claims import Asked, resolve
+from pennyweight.flow.certifying.judge import Evidence, Judged
+from pennyweight.flow.certifying.rules import Rules
 from pennyweight.numerics.hashing import canonical
 
 
@@ -26,7 +28,8 @@ def write(directory: Path, judged: Judged, rules: Rules, asked: Sequence[Asked],
         "budgets": [asdict(one.budget) for one in asked],
         "rules": {
             "engine": rules.engine.name, "scope": rules.scope, "opening": asdict(rules.opening), "salt": rules.salt,
-            "groups": rules.groups, "most": rules.most, "noise_floor": dict(rules.noise_floor),
+            "groups": rules.groups, "most": rules.most, "numbers": dict(rules.numbers),
+            "noise_floor": dict(rules.noise_floor),
         },
         "populations": [_of_evidence(part) for part in judged.evidence],
     }  # fmt: skip
@@ -75,6 +78,7 @@ def read_evidence(directory: Path) -> tuple[tuple[Asked, ...], tuple[Evidence, .
         rules = Rules(
             engine=catalogue.find(stored["engine"], "certification"), scope=stored["scope"],
             opening=msgspec.convert(stored["opening"], Opening), salt=stored["salt"], groups=stored["groups"],
+            numbers=stored["numbers"],
             most=stored["most"], noise_floor=stored["noise_floor"],
         )  # fmt: skip
         parts = tuple(_to_evidence(part) for part in value["populations"])

@@ -1,0 +1,1 @@
+"""Everything two models differ in, with intervals; nothing is claimed."""
