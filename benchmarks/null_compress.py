@@ -217,7 +217,7 @@ def run(case: Case, out: Path, budget: Budget, plan: Plan | None) -> Outcome:
 @contextmanager
 def only(plans: Sequence[Plan]) -> Iterator[None]:
     """Let the search find these plans, in this order; what it does with them is its own."""
-    with mock.patch.object(Planner, "for_budget", side_effect=plans):
+    with mock.patch.object(Planner, "within_damage", side_effect=plans):
         yield
 
 

@@ -56,16 +56,16 @@ def show_power(found: Power) -> None:
     console.print("\n" + meaning[found.scope])
 
 
+FEASIBLE = {"only exactly, by a full pass": "full pass"}
+
+
 def _power_table(claim: ClaimPower, rows: Sequence[Row], title: str) -> Table:
-    table = _table(
-        title, "candidate", "expected loss", "sd of a unit", "units needed", "at most", "fixed-size z test",
-        "feasible", "smallest margin",
-    )  # fmt: skip
+    table = _table(title, "candidate", "expected loss", "units", "feasible", "smallest limit")
     for row in rows:
         error = "" if row.standard_error is None else f" ± {_amount(claim, row.standard_error)}"
         table.add_row(
-            row.candidate, _amount(claim, row.loss) + error, _amount(claim, row.sd), _count(row.needed),
-            _count(row.most), _count(row.fixed), row.feasible, _amount(claim, row.smallest),
+            row.candidate, _amount(claim, row.loss) + error, _count(row.needed),
+            FEASIBLE.get(row.feasible, row.feasible), _amount(claim, row.smallest),
         )  # fmt: skip
     return table
 
@@ -74,11 +74,18 @@ def _text(console: Console, text: TextProfile) -> None:
     console.print()
     table = _table(
         f"{text.source}: {text.windows:,} of {text.of:,} windows of {text.length} tokens, {text.documents:,} documents",
-        "metric", "before", "after", "worse by", "its interval", "bound, exact", "largest window", "noise",
+        "metric", "worse by", "its interval", "bound, exact", "largest window",
     )  # fmt: skip
     for change in text.metrics:
-        table.add_row(*_change(change), _noise(change))
+        name, *_, worse, interval, bound, largest = _change(change)
+        table.add_row(name, worse, interval, bound, largest)
     console.print(table)
+    for change in text.metrics:
+        if change.metric == "perplexity" and change.before is not None and change.after is not None:
+            console.print(f"Perplexity {math.exp(change.before):.4g} before, {math.exp(change.after):.4g} after.")
+    small = [change.metric for change in text.metrics if _is_noise(change)]
+    if small:
+        console.print(f"No larger than what the model differs from itself by (noise): {', '.join(small)}.")
     _notes(console, sorted({change.note for change in text.metrics if change.note}))
     for tail in text.tails:
         bound = "" if tail.bound is None else f", at most {_bound(tail.metric, tail.bound)} in the source"
@@ -140,8 +147,7 @@ def _change(change: Change) -> list[str]:
     if change.above_cap:
         bound += f" ({change.above_cap} above the cap)"
     return [
-        name, *cells, shown(name, percent, change.degradation), ends, bound,
-        f"{shown(name, percent, change.largest)} (no. {change.largest_unit})",
+        name, *cells, shown(name, percent, change.degradation), ends, bound, shown(name, percent, change.largest)
     ]  # fmt: skip
 
 
@@ -214,11 +220,8 @@ def _amount(claim: ClaimPower, value: float | None) -> str:
     return _maybe(claim.metric, claim.percent, value).removeprefix("+")
 
 
-def _noise(change: Change) -> str:
-    if change.noise is None:
-        return DASH
-    below = " (the change is no larger)" if abs(change.degradation) <= change.noise and change.degradation else ""
-    return shown(change.metric, change.percent, change.noise) + below
+def _is_noise(change: Change) -> bool:
+    return change.noise is not None and abs(change.degradation) <= change.noise
 
 
 def _share(value: float) -> str:
@@ -246,5 +249,5 @@ def _notes(console: Console, notes: Sequence[str]) -> None:
 def _table(title: str, *headings: str) -> Table:
     table = Table(title=title or None, title_justify="left", show_edge=False)
     for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index else "left")
+        table.add_column(heading, justify="right" if index else "left", no_wrap=not index)
     return table

@@ -1,7 +1,7 @@
 """Calibration of the next-token probabilities before and after, and the temperature that repairs it.
 
 Source: Guo, Pleiss, Sun, Weinberger. On Calibration of Modern Neural Networks. ICML 2017. arXiv:1706.04599.
-The most likely token at every position and how often it is right; 64 rows of the whole vocabulary are in memory at
+The most likely token at every position and how often it is right; 16 rows of the whole vocabulary are in memory at
 once, and the states of the few windows that the temperature is fitted on.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from pennyweight.corpus import Windows
 from pennyweight.errors import InvalidMeasurement
 from pennyweight.flow.journal import Journal
-from pennyweight.flow.measure import ROWS, Runner, check_same_tokens, runner_of, tokens_at_once
+from pennyweight.flow.measure import Runner, check_same_tokens, runner_of, tokens_at_once
 from pennyweight.flow.profiling.bounds import clustered
 from pennyweight.flow.profiling.values import Calibration
 from pennyweight.flow.progress import Advance, Progress
@@ -28,8 +28,9 @@ from pennyweight.methods.probability import CalibrationError, ExpectedCalibratio
 from pennyweight.network.network import Network
 from pennyweight.numerics.random import permutation
 
-MOST = 64  # windows at most, those for the temperature included
-FIT = 8  # of them for the temperature at most; a quarter where there are few
+MOST = 16384  # tokens at most, those for the temperature included
+ROWS = 16  # positions whose probabilities of the whole vocabulary are in memory at once, in float64 and several times
+FIT = 4096  # of them for the temperature at most; a quarter where there are few
 
 
 @dataclass(eq=False)
@@ -82,10 +83,10 @@ def calibration(
     Returns:
         None with fewer than two windows, or windows of a single token: one must be fitted on, another reported on.
     """
-    chosen = order[permutation(len(order), seed, "calibration", windows.fingerprint)[:MOST]]
+    chosen = order[permutation(len(order), seed, "calibration", windows.fingerprint)[: most(windows)]]
     if len(chosen) < 2 or windows.length < 2:
         return None
-    fit = min(FIT, max(1, len(chosen) // 4))
+    fit = max(1, min(FIT // windows.length, len(chosen) // 4))
     before, after = runner_of(reference), runner_of(compressed)
     temperature, note = _temperature(after, windows.ids[np.sort(chosen[:fit])])
     advance(fit)
@@ -121,6 +122,11 @@ def calibration(
     )  # fmt: skip
 
 
+def most(windows: Windows) -> int:
+    """Windows that are looked at, if there are as many."""
+    return max(2, MOST // windows.length)
+
+
 def calibrate(
     reference: Network, compressed: Network, windows: Windows, confidence: float, seed: int, journal: Journal,
     piece: str, progress: Progress,
@@ -128,7 +134,7 @@ def calibrate(
     """The calibration on a whole selection split, kept in the journal of a run; see `calibration`."""
     if not journal.has(piece):
         order = np.arange(len(windows), dtype=np.int64)
-        with progress.stage("checking probabilities", min(len(windows), MOST)) as advance:
+        with progress.stage("checking probabilities", min(len(windows), most(windows))) as advance:
             journal.save(piece, calibration(reference, compressed, windows, order, confidence, seed, advance))
     return msgspec.convert(journal.load(piece), Calibration | None)
 

@@ -19,7 +19,7 @@ from pennyweight.flow.certifying.noise import noise_floor
 from pennyweight.flow.certifying.populations import Questions, Text
 from pennyweight.flow.load import check_pair
 from pennyweight.flow.profiling.bounds import change, grouped, labels_of, worst_windows
-from pennyweight.flow.profiling.calibration import MOST, calibration
+from pennyweight.flow.profiling.calibration import calibration, most
 from pennyweight.flow.profiling.tasks import task_profile
 from pennyweight.flow.profiling.values import Profile, TextProfile
 from pennyweight.flow.progress import QUIET, Progress
@@ -130,7 +130,7 @@ def _text(
     }
     with progress.stage(f"measuring {windows.source}", len(order)) as advance:
         scores = population.scorer(before, after).score(order, advance)
-    with progress.stage("calibration of probabilities", min(len(order), MOST)) as advance:
+    with progress.stage("calibration of probabilities", min(len(order), most(windows))) as advance:
         calibrated = calibration(before, after, windows, order, confidence, seed, advance)
     floor = noise_floor(before, windows, progress=progress)
     notes = [] if labels is not None or field is None else [f"no document has a field {field!r}"]
