@@ -103,3 +103,11 @@ class VerificationFailed(PennyweightError, ValueError):
 
 class InvalidMeasurement(PennyweightError, ValueError):
     """Scores that cannot be compared: not finite, or of unequal lengths."""
+
+
+class InvalidTransform(PennyweightError, ValueError):
+    """A change of basis that an edge does not let through, or that has no inverse; the edge is in `site`."""
+
+
+class NotEquivalent(PennyweightError, ArithmeticError):
+    """A rewrite changed the function of a network by more than rounding explains."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 from pennyweight.network.source import Source
 
@@ -18,7 +21,11 @@ class Site:
         shape: `[out, in]`; for an embedding `[tokens, size]`.
         reads: the edge whose activation it multiplies.
         writes: the edge it produces.
-        role: `linear`, `embedding` or `head`.
+        role: `linear` (a layer engines can load packed), `embedding`, `head`, or what only we understand: `transposed`
+            (inputs first), `experts` (stacked in one tensor), `conv`, `matrix` (a bare parameter).
+        tensor: its name in the checkpoint, where that is not `name.weight`.
+        layout: how the matrix lies in it: `out in`, `in out`, `experts out in`, `experts in out`, `conv` or
+            `conv transposed`.
     """
 
     name: str
@@ -27,11 +34,31 @@ class Site:
     reads: str
     writes: str
     role: str
+    tensor: str = ""
+    layout: str = "out in"
 
     @property
     def parameter(self) -> str:
         """Name of its tensor in the checkpoint."""
-        return f"{self.name}.weight"
+        return self.tensor or f"{self.name}.weight"
+
+    def matrix(self, stored: Tensor) -> Tensor:
+        """The stored tensor as a matrix `[out, in]`; stacked experts one below the other, kernels flattened."""
+        if self.layout == "in out":
+            return stored.T
+        if self.layout == "experts in out":
+            return stored.transpose(1, 2).reshape(self.shape)
+        return (stored.transpose(0, 1) if self.layout == "conv transposed" else stored).reshape(self.shape)
+
+    def restored(self, matrix: Tensor, shape: Sequence[int]) -> Tensor:
+        """The matrix as it is stored, in a tensor of this shape: the inverse of `matrix`."""
+        if self.layout == "in out":
+            return matrix.T.contiguous()
+        if self.layout == "experts in out":
+            return matrix.reshape(shape[0], shape[2], shape[1]).transpose(1, 2).contiguous()
+        if self.layout == "conv transposed":
+            return matrix.reshape(shape[1], shape[0], *shape[2:]).transpose(0, 1).contiguous()
+        return matrix.reshape(tuple(shape))
 
     @property
     def elements(self) -> int:
@@ -83,6 +110,7 @@ class Network:
         tied: sets of tensors that share storage; the first name is the one the checkpoint keeps.
         untouched: tensors nothing here understands, with the reason; they are kept as they are.
         outer: tensors outside the blocks.
+        inputs: keyword arguments of a small forward pass, where the kind of model does not tell them.
     """
 
     source: Source
@@ -92,6 +120,7 @@ class Network:
     tied: tuple[tuple[str, ...], ...]
     untouched: Mapping[str, str]
     outer: tuple[str, ...]
+    inputs: Mapping[str, Any] | None = None
 
     @property
     def by_name(self) -> Mapping[str, Site]:

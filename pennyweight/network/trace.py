@@ -1,16 +1,16 @@
 """Find sites, edges, blocks and ties by watching one forward pass without any weights.
 
-The model's own code runs once on eight tokens, with every parameter a zero that takes no memory and every linear layer
-and embedding answering zeros without arithmetic. (The meta device will not do: attention masks look at numbers.) Two
-modules that receive the very same tensor read the same edge; a tensor that a module returned names its producer. No
-architecture is named here.
+`watch` cuts every weight out of the pass: what is multiplied by one tensor is a site, whatever module or function does it.
+Two sites that receive the very same activation read the same edge; an activation that a module returned names its
+producer. Blocks are the module list whose members pass one tensor from each to the next. No architecture is named here.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from pennyweight.errors import InvalidModel
+from pennyweight.network.inputs import example
+from pennyweight.network.module import ModuleSource
 from pennyweight.network.network import Block, Edge, Network, Site
 from pennyweight.network.source import Source
-
-TRACE_LENGTH = 8
-
+from pennyweight.network.symmetry import Symmetry, symmetries
+from pennyweight.network.watch import Cut, Watched, watch
 
 def load_network(source: Source) -> Network:
     """Trace the network a source holds.
@@ -30,25 +31,69 @@ def load_network(source: Source) -> Network:
     Raises:
         InvalidModel: the architecture is unknown, or its code cannot be followed, or tensors are missing.
     """
-    return trace(skeleton(source), source)
+    network = trace(skeleton(source), source)
+    if not network.blocks:
+        raise InvalidModel(
+            f"{network.source.config.get('model_type')} has no chain of blocks",
+            expected="a stack of layers, each reading what the one before it wrote",
+            mend="such a network cannot be streamed block by block; compress it in memory with pw.compress_module",
+            site=str(source.path),
+        )
+    return network
+
+
+def network_of(module: nn.Module, inputs: Mapping[str, Any] | None = None, *, name: str = "") -> Network:
+    """The network of a module in memory, whatever it computes.
+
+    Args:
+        module: is not changed.
+        inputs: keyword arguments of a small forward pass; None makes some up where the kind of model tells what it takes.
+        name: what to call it in messages.
+
+    Raises:
+        InvalidModel: its code cannot be followed on these inputs, or none could be made up.
+    """
+    source = ModuleSource(module, name=name)
+    return trace(skeleton(source), source, inputs)
+
+
+@lru_cache(maxsize=8)
+def symmetries_of(network: Network) -> tuple[Symmetry, ...]:
+    """Every change of basis a network's edges let through; weights are not looked at. Found once for each network.
+
+    Raises:
+        InvalidModel: its code cannot be followed.
+    """
+    model = skeleton(network.source)
+    return symmetries(model, network.inputs or example(model))
 
 
 def skeleton(source: Source) -> nn.Module:
-    """The model's module tree in float32 with every parameter on the meta device; buffers are real.
+    """The model's module tree with every parameter on the meta device; buffers are real.
 
     Raises:
-        InvalidModel: transformers knows no causal language model of this type.
+        InvalidModel: transformers knows no model of this type.
     """
+    module = getattr(source, "module", None)
+    if isinstance(module, nn.Module):
+        memo: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), requires_grad=False) for p in module.parameters()}
+        return copy.deepcopy(module, memo).eval()
+    import transformers
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     config = {k: v for k, v in source.config.items() if k != "quantization_config"}
+    named = next(iter(source.config.get("architectures") or ()), "")
     try:
         parsed = AutoConfig.for_model(**config)
         parsed.dtype = torch.float32
         with _parameters_on_meta():
-            model: nn.Module = AutoModelForCausalLM.from_config(parsed, dtype=torch.float32)
+            kind = getattr(transformers, named, None)
+            if getattr(kind, "config_class", None) is not type(parsed):
+                kind = AutoModelForCausalLM
+            make = kind.from_config if kind is AutoModelForCausalLM else kind._from_config
+            model: nn.Module = make(parsed, dtype=torch.float32)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidModel(
             f"transformers cannot build a causal language model of type {source.config.get('model_type')!r}: "
@@ -78,23 +123,21 @@ def _parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def trace(model: nn.Module, source: Source) -> Network:
+def trace(model: nn.Module, source: Source, inputs: Mapping[str, Any] | None = None) -> Network:
     """Sites, edges, blocks and ties of a model whose parameters are on the meta device."""
-    calls = _watch(model)
-    blocks = _blocks(model, calls, source)
     tied = _tied(model)
     _check_complete(model, source, tied)
-    sites, edges = _sites(model, calls, blocks)
+    calls, watched = _watch(model, inputs or example(model))
+    blocks = _blocks(model, calls)
+    sites, edges = _sites(model, watched, calls, blocks, source)
     site_parameters = {site.parameter for site in sites}
     inside = {name for block in blocks for name in block.parameters}
     untouched = {}
     for name, parameter in model.named_parameters():
         if name not in site_parameters:
-            untouched[name] = (
-                "a vector: norm gain or bias" if parameter.dim() < 2 else "not a linear layer we understand"
-            )
+            untouched[name] = "a vector: norm gain or bias" if parameter.dim() < 2 else "nothing multiplies by it"
     return Network(
-        source=source, blocks=blocks, sites=sites, edges=edges, tied=tied, untouched=untouched,
+        source=source, blocks=blocks, sites=sites, edges=edges, tied=tied, untouched=untouched, inputs=inputs,
         outer=tuple(n for n, _ in model.named_parameters(remove_duplicate=False) if n not in inside),
     )  # fmt: skip
 
@@ -109,7 +152,7 @@ class _Call:
         self.is_tuple = isinstance(output, tuple)
 
 
-def _watch(model: nn.Module) -> list[_Call]:
+def _watch(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[list[_Call], Watched]:
     calls: list[_Call] = []
     handles = []
 
@@ -124,55 +167,13 @@ def _watch(model: nn.Module) -> list[_Call]:
         if name:
             handles.append(module.register_forward_hook(hook(name), with_kwargs=True))
     try:
-        with torch.no_grad(), warnings.catch_warnings(), _weightless(model):
-            warnings.simplefilter("ignore")
-            model(input_ids=torch.zeros(1, TRACE_LENGTH, dtype=torch.long), use_cache=False)
-    except (RuntimeError, TypeError, NotImplementedError, ValueError) as error:
-        raise InvalidModel(
-            f"the forward pass of {type(model).__name__} cannot be followed: {str(error).splitlines()[0]}",
-            expected="a causal language model whose forward pass depends on shapes only",
-            mend="report the architecture; until it is understood it cannot be compressed",
-        ) from error
+        return calls, watch(model, inputs, grad=False)
     finally:
         for handle in handles:
             handle.remove()
-    return calls
 
 
-@contextmanager
-def _weightless(model: nn.Module) -> Iterator[None]:
-    """Zeros without storage for parameters, and answers without arithmetic from the layers that hold most of them."""
-
-    def answer(size: int) -> Any:
-        def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
-            return torch.zeros(*(x.shape if x.dtype == torch.long else x.shape[:-1]), size)
-
-        return forward
-
-    before = []
-    for module in model.modules():
-        for name, parameter in list(module._parameters.items()):
-            if parameter is not None:
-                before.append((module, name, parameter))
-                # Stacked experts go through products that refuse a stride of zero; untouched zeros cost little too.
-                flat = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
-                zeros = flat if parameter.dim() < 3 else torch.zeros(parameter.shape, dtype=parameter.dtype)
-                module._parameters[name] = nn.Parameter(zeros, requires_grad=False)
-        if isinstance(module, nn.Linear):
-            module.forward = answer(module.out_features)  # type: ignore[method-assign]
-        elif isinstance(module, nn.Embedding):
-            module.forward = answer(module.embedding_dim)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for module, name, parameter in before:
-            module._parameters[name] = parameter
-        for module in model.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                del module.forward
-
-
-def _blocks(model: nn.Module, calls: list[_Call], source: Source) -> tuple[Block, ...]:
+def _blocks(model: nn.Module, calls: list[_Call]) -> tuple[Block, ...]:
     """The module list whose members pass one tensor from each to the next, and that holds the most weights."""
     by_name = {call.name: call for call in calls}
     best: tuple[int, tuple[Block, ...]] = (0, ())
@@ -194,56 +195,89 @@ def _blocks(model: nn.Module, calls: list[_Call], source: Source) -> tuple[Block
         )
         weights = sum(p.numel() for p in module.parameters())
         best = max(best, (weights, blocks), key=lambda pair: pair[0])
-    if not best[1]:
-        raise InvalidModel(
-            f"{type(model).__name__} has no chain of blocks",
-            expected="a stack of layers, each reading what the one before it wrote",
-            mend="such a network cannot be streamed block by block yet",
-            site=str(source.path),
-        )
     return best[1]
 
 
-def _sites(model: nn.Module, calls: list[_Call], blocks: tuple[Block, ...]) -> tuple[tuple[Site, ...], dict[str, Edge]]:
+def _sites(
+    model: nn.Module, watched: Watched, calls: list[_Call], blocks: tuple[Block, ...], source: Source
+) -> tuple[tuple[Site, ...], dict[str, Edge]]:
     producer: dict[int, str] = {}
     for call in calls:
         # Inner modules finish first: the innermost module that returned a tensor is its producer.
         if call.output is not None:
             producer.setdefault(id(call.output), call.name)
     block_of = {parameter: i for i, block in enumerate(blocks) for parameter in block.parameters}
-    head = _head_name(model)
-    edge_names: dict[int, str] = {}
+    head, modules = _head_name(model), dict(model.named_modules())
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+    aliases = {name: names for names in _tied(model) for name in names}
     edges: dict[str, Edge] = {}
-    sites: list[Site] = []
-    for call in calls:
-        if not isinstance(call.module, nn.Linear | nn.Embedding) or not call.inputs or call.output is None:
-            continue
-        read = call.inputs[0]
-        made_by = producer.get(id(read))
-        name = edge_names.setdefault(id(read), f"{made_by}:output" if made_by else f"{call.name}:input")
-        weight = call.module.weight
-        role = "embedding" if isinstance(call.module, nn.Embedding) else "head" if call.name == head else "linear"
-        sites.append(
-            Site(
-                name=call.name,
-                block=block_of.get(f"{call.name}.weight"),
-                shape=(weight.shape[0], weight.shape[1]),
-                reads=name,
-                writes=f"{call.name}:output",
-                role=role,
+    sites: dict[str, Site] = {}
+    for cut in watched.cuts:
+        for name, parameter, role in _owners(cut, aliases, modules, head):
+            if name in sites:
+                continue
+            read = watched.readers[cut.reader].tensor if cut.reader else None
+            made_by = producer.get(id(read)) if read is not None else None
+            edge = f"{made_by}:output" if made_by else cut.reader or f"{name}:input"
+            shape, layout = _matrix_shape(shapes[parameter], cut, role)
+            sites[name] = Site(
+                name=name, block=block_of.get(parameter), shape=shape, reads=edge, writes=f"{name}:output", role=role,
+                tensor="" if parameter == f"{name}.weight" else parameter, layout=layout,
             )  # fmt: skip
+            before = edges.get(edge)
+            edges[edge] = Edge(
+                name=edge, size=1 if read is None else int(read.shape[1 if role == "conv" else -1]),
+                producers=(made_by,) if made_by else (), consumers=(*(before.consumers if before else ()), name),
+            )  # fmt: skip
+    return tuple(sites.values()), edges
+
+
+def _owners(
+    cut: Cut, aliases: Mapping[str, tuple[str, ...]], modules: Mapping[str, nn.Module], head: str | None
+) -> Iterator[tuple[str, str, str]]:
+    """Name, tensor and role of the site a product belongs to; a tied tensor has several names, told apart by use."""
+    parameter = cut.parameter
+    if cut.role != "embedding" and parameter in aliases:
+        uses = [n for n in aliases[parameter] if not isinstance(modules.get(n.rpartition(".")[0]), nn.Embedding)]
+        parameter = uses[0] if uses else parameter
+    name = parameter.removesuffix(".weight")
+    owner = modules.get(name)
+    if cut.role == "embedding":
+        role = "embedding"
+    elif name == head:
+        role = "head"
+    elif isinstance(owner, nn.Linear):
+        role = "linear"
+    elif cut.role == "conv":
+        role = "conv"
+    else:
+        role = "experts" if max(cut.out_dim, cut.in_dim) == 2 else "transposed" if cut.out_dim else "matrix"
+    yield name, parameter, role
+
+
+def _matrix_shape(stored: tuple[int, ...], cut: Cut, role: str) -> tuple[tuple[int, int], str]:
+    """Outputs and inputs of the matrix a tensor stands for, and how it is stored."""
+    if role == "embedding":
+        return (stored[0], stored[1]), "out in"
+    if role == "conv":
+        rest = 1
+        for length in (n for d, n in enumerate(stored) if d != cut.out_dim):
+            rest *= length
+        return (stored[cut.out_dim], rest), "conv" if cut.out_dim == 0 else "conv transposed"
+    if len(stored) == 3:
+        return (stored[0] * stored[cut.out_dim], stored[cut.in_dim]), (
+            "experts out in" if cut.out_dim == 1 else "experts in out"
         )
-        before = edges.get(name)
-        edges[name] = Edge(
-            name=name, size=1 if role == "embedding" else read.shape[-1], producers=(made_by,) if made_by else (),
-            consumers=(*(before.consumers if before else ()), call.name),
-        )  # fmt: skip
-    return tuple(sites), edges
+    return (stored[cut.out_dim], stored[cut.in_dim]), "out in" if cut.out_dim == 0 else "in out"
 
 
 def _head_name(model: nn.Module) -> str | None:
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    return next((name for name, module in model.named_modules() if module is head), None)
+    get = getattr(model, "get_output_embeddings", None)
+    try:
+        head = get() if get is not None else None
+    except NotImplementedError:
+        head = None
+    return next((name for name, module in model.named_modules() if module is head and head is not None), None)
 
 
 def _tied(model: nn.Module) -> tuple[tuple[str, ...], ...]:

@@ -1,0 +1,81 @@
+"""A module in memory as a source, so that anything PyTorch can run can be looked at, rewritten and compressed."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pennyweight.network.source import TensorInfo, find_tensor
+
+
+class ModuleSource:
+    """The parameters of a module, by name; the module is not changed.
+
+    Args:
+        module: it stays in memory for as long as the source lives.
+        name: what to call it in messages.
+    """
+
+    def __init__(self, module: nn.Module, *, name: str = "") -> None:
+        self.module = module
+        self.path = Path(name or type(module).__name__)
+        self.config: Mapping[str, Any] = {"model_type": type(module).__name__}
+        self._parameters = dict(module.named_parameters())
+        self.tensors: Mapping[str, TensorInfo] = {
+            key: TensorInfo(key, tuple(p.shape), str(p.dtype).removeprefix("torch."), p.numel() * p.element_size())
+            for key, p in self._parameters.items()
+        }
+
+    def read(self, name: str) -> Tensor:
+        """A copy of one parameter.
+
+        Raises:
+            InvalidModel: there is no such parameter.
+        """
+        find_tensor(self.tensors, name, self.path)
+        return self._parameters[name].detach().clone()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The sha256 over names, types and values."""
+        digest = hashlib.sha256()
+        for name, parameter in self._parameters.items():
+            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+            digest.update(parameter.detach().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all parameters."""
+        return sum(info.bytes for info in self.tensors.values())
+
+    @property
+    def description(self) -> str:
+        """Kind and number of tensors."""
+        return f"{type(self.module).__name__} in memory, {len(self.tensors)} tensors"
+
+    def auxiliary(self) -> Mapping[str, bytes | Path]:
+        """Nothing lies beside it."""
+        return {}
+
+
+def module_with(module: nn.Module, read: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of a module with some of its parameters replaced; shared ones stay shared.
+
+    Args:
+        module: is not changed.
+        read: new values by the name of the parameter, in any float type.
+    """
+    own = copy.deepcopy(module)
+    parameters = dict(own.named_parameters())
+    with torch.no_grad():
+        for name, values in read.items():
+            parameters[name].copy_(values)
+    return own
