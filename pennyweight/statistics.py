@@ -27,6 +27,9 @@ class Statistics:
             itself, in nats² per unit²; half of it times a squared change of the activation is the KL divergence
             (nats per token) that the change costs, to second order.
         fisher_count: tokens seen by `fisher`.
+        low: smallest x per channel.
+        high: largest x per channel.
+        sample: some rows as they were, for methods that try things out.
     """
 
     edge: str
@@ -36,6 +39,9 @@ class Statistics:
     abs_max: Float[Tensor, " n"] | None = None
     fisher: Float[Tensor, " n"] | None = None
     fisher_count: int = 0
+    low: Float[Tensor, " n"] | None = None
+    high: Float[Tensor, " n"] | None = None
+    sample: Float[Tensor, "rows n"] | None = None
 
     def __add__(self, other: Statistics) -> Statistics:
         if self.edge != other.edge:
@@ -49,6 +55,10 @@ class Statistics:
             abs_max=_largest(self.abs_max, other.abs_max),
             fisher=_weighted(self.fisher, self.fisher_count, other.fisher, other.fisher_count),
             fisher_count=fisher_total,
+            low=None if (low := _largest(_minus(self.low), _minus(other.low))) is None else -low,
+            high=_largest(self.high, other.high),
+            sample=self.sample if other.sample is None else other.sample if self.sample is None
+            else torch.cat([self.sample, other.sample]),
         )
 
     def require_gram(self) -> Float[Tensor, "n n"]:
@@ -86,6 +96,10 @@ def _weighted(a: Tensor | None, n: int, b: Tensor | None, m: int) -> Tensor | No
     if a is None or b is None:
         return a if b is None else b
     return (a.double() * (n / (n + m)) + b.double() * (m / (n + m))).to(a.dtype)
+
+
+def _minus(a: Tensor | None) -> Tensor | None:
+    return None if a is None else -a
 
 
 def _largest(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from pennyweight.errors import InvalidTransform, InvalidWeights
 from pennyweight.network.source import DTYPES, Source, TensorInfo
@@ -192,6 +192,11 @@ class Rewritten:
         return self.source.path
 
     @property
+    def module(self) -> nn.Module | None:
+        """The module in memory whose code runs, if the source is one."""
+        return getattr(self.source, "module", None)
+
+    @property
     def config(self) -> Mapping[str, Any]:
         """That of the source."""
         return self.source.config
@@ -272,6 +277,11 @@ class Rewritten:
         for length in info.shape:
             count *= length
         return replace(info, dtype="float32", bytes=4 * count)
+
+
+def activation(side: Side) -> str:
+    """The name statistics go by: what a reader reads, or what a writer writes."""
+    return f"{side.port.parameter.removesuffix('.weight')}:{'input' if side.inverse else 'output'}"
 
 
 def channel_values(tensor: Tensor, side: Side, size: int, reduce: str = "amax") -> Float[Tensor, " size"]:

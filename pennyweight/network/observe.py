@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from pennyweight.numerics.linear import ONEDNN
 from pennyweight.network.watch import ADDED, CONVOLUTIONS, GROUPED, LINEAR, PRODUCTS, TABLES, TRANSPOSED
 
+LAYERS = LINEAR | ({torch.ops.mkldnn._linear_pointwise} if ONEDNN else set())
 ROWS = 256  # of an activation that are kept as they are, evenly spread over the first passes
 
 
@@ -64,7 +66,7 @@ class Observing(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if func in LINEAR or func in CONVOLUTIONS or func in TRANSPOSED:
+        if func in LAYERS or func in CONVOLUTIONS or func in TRANSPOSED:
             x, weight = (args[i] if len(args) > i else kwargs[n] for i, n in enumerate(("input", "weight")))
         elif func in PRODUCTS or func in GROUPED:
             x, weight = args[0], args[1]

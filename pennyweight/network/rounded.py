@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pennyweight.formats import Grid, Scales
 from pennyweight.network.network import Network
@@ -42,6 +42,11 @@ class RoundedSource:
     def path(self) -> Path:
         """Where the weights were opened from."""
         return self.source.path
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module in memory whose code runs, if the source is one."""
+        return getattr(self.source, "module", None)
 
     @property
     def config(self) -> Mapping[str, Any]:

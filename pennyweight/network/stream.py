@@ -135,6 +135,10 @@ class Stream:
         """A module of the tree, for hooks."""
         return self._model.get_submodule(name)
 
+    def parameter(self, name: str) -> Tensor:
+        """A parameter as it is now: on the meta device unless its block is in memory."""
+        return self._model.get_parameter(name)
+
     def forward(self, ids: Int[Tensor, "windows length"]) -> Hidden:
         """Hidden states after the last block; each block is read once, and run on a few windows at a time."""
         chunks = torch.split(ids, max(1, self.chunk_tokens // ids.shape[1]))
