@@ -57,7 +57,7 @@ def _whole(network: Network, batches: Sequence[Mapping[str, Any]], gram: bool) -
 
 
 def _streamed(network: Network, windows: Windows, gram: bool) -> dict[str, Seen]:
-    runner, seen = Stream(network), {}
+    runner, seen = Stream(network), dict[str, Seen]()
     with torch.no_grad():
         chunks = torch.split(windows.ids, max(1, runner.chunk_tokens // windows.length))
         with runner.beginning() as begin:

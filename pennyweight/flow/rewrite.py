@@ -1,7 +1,7 @@
 """Rewrite a network: choose transforms, fold them in, and look whether its function stayed what it was.
 
-Every rewrite is held to a probe before and after it, in float64 and with unrounded weights: what is left is the rounding
-of the arithmetic. Storing the result rounds once more, and that is measured too and said.
+Every rewrite is held to a probe before and after it, in float64 and with unrounded weights: what is left is the
+rounding of the arithmetic. Storing the result rounds once more, and that is measured too and said.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-
 
 from pennyweight import catalogue
 from pennyweight.corpus import Windows
@@ -93,7 +92,7 @@ def rewrite(
             raise NotEquivalent(
                 f"{method.name} changed the network's outputs by {moved:.2e}, relative, in float64",
                 expected=f"at most {LARGEST_CHANGE:.0e}, which is rounding",
-                mend="this is a mistake in the method or in the edge's symmetry: report it with the model's config.json",
+                mend="a mistake in the method or in the edge's symmetry: report it with the model's config.json",
                 site=next(iter(edges), method.name),
             )  # fmt: skip
         steps.append(
@@ -105,4 +104,4 @@ def rewrite(
 
 def _label(method: Any) -> str:
     changed = {k: v for k, v in vars(method).items() if v != getattr(type(method)(), k)}
-    return method.name + (f"({', '.join(f'{k}={v!r}' for k, v in changed.items())})" if changed else "")
+    return str(method.name) + (f"({', '.join(f'{k}={v!r}' for k, v in changed.items())})" if changed else "")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pennyweight.numerics.linear import ONEDNN
 from pennyweight.network.watch import ADDED, CONVOLUTIONS, GROUPED, LINEAR, PRODUCTS, TABLES, TRANSPOSED
+from pennyweight.numerics.linear import ONEDNN
 
 LAYERS = LINEAR | ({torch.ops.mkldnn._linear_pointwise} if ONEDNN else set())
 ROWS = 256  # of an activation that are kept as they are, evenly spread over the first passes
@@ -61,7 +61,8 @@ class Observing(TorchFunctionMode):
         super().__init__()
         self.seen: dict[str, Seen] = {}
         self._gram = gram
-        self._names = {p.untyped_storage().data_ptr(): name for name, p in reversed(parameters.items()) if p.numel()}
+        held = [(name, p) for name, p in parameters.items() if p.numel()]
+        self._names = {p.untyped_storage().data_ptr(): name for name, p in reversed(held)}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

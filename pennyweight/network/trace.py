@@ -1,7 +1,7 @@
 """Find sites, edges, blocks and ties by watching one forward pass without any weights.
 
-`watch` cuts every weight out of the pass: what is multiplied by one tensor is a site, whatever module or function does it.
-Two sites that receive the very same activation read the same edge; an activation that a module returned names its
+`watch` cuts every weight out of the pass: what is multiplied by one tensor is a site, whatever module or function does
+it. Two sites that receive the very same activation read the same edge; an activation that a module returned names its
 producer. Blocks are the module list whose members pass one tensor from each to the next. No architecture is named here.
 """
 
@@ -25,6 +25,7 @@ from pennyweight.network.source import Source
 from pennyweight.network.symmetry import Symmetry, symmetries
 from pennyweight.network.watch import Cut, Watched, watch
 
+
 def load_network(source: Source) -> Network:
     """Trace the network a source holds.
 
@@ -47,7 +48,7 @@ def network_of(module: nn.Module, inputs: Mapping[str, Any] | None = None, *, na
 
     Args:
         module: is not changed.
-        inputs: keyword arguments of a small forward pass; None makes some up where the kind of model tells what it takes.
+        inputs: keyword arguments of a small forward pass; None makes some up where the model says what it takes.
         name: what to call it in messages.
 
     Raises:
@@ -89,7 +90,7 @@ def skeleton(source: Source) -> nn.Module:
         parsed = AutoConfig.for_model(**config)
         parsed.dtype = torch.float32
         with _parameters_on_meta():
-            kind = getattr(transformers, named, None)
+            kind: Any = getattr(transformers, named, None)
             if getattr(kind, "config_class", None) is not type(parsed):
                 kind = AutoModelForCausalLM
             make = kind.from_config if kind is AutoModelForCausalLM else kind._from_config
@@ -129,7 +130,7 @@ def trace(model: nn.Module, source: Source, inputs: Mapping[str, Any] | None = N
     _check_complete(model, source, tied)
     calls, watched = _watch(model, inputs or example(model))
     blocks = _blocks(model, calls)
-    sites, edges = _sites(model, watched, calls, blocks, source)
+    sites, edges = _sites(model, watched, calls, blocks)
     site_parameters = {site.parameter for site in sites}
     inside = {name for block in blocks for name in block.parameters}
     untouched = {}
@@ -199,7 +200,7 @@ def _blocks(model: nn.Module, calls: list[_Call]) -> tuple[Block, ...]:
 
 
 def _sites(
-    model: nn.Module, watched: Watched, calls: list[_Call], blocks: tuple[Block, ...], source: Source
+    model: nn.Module, watched: Watched, calls: list[_Call], blocks: tuple[Block, ...]
 ) -> tuple[tuple[Site, ...], dict[str, Edge]]:
     producer: dict[int, str] = {}
     for call in calls:
