@@ -31,6 +31,7 @@ class Norm:
         gain: name of the parameter that multiplies each channel, if any.
         bias: name of the one that is added, if any.
         offset: the gain is stored as itself minus this: 1 where the module multiplies by 1 + w.
+        buffers: names of stored statistics, one number a channel.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class Norm:
     gain: str | None
     bias: str | None
     offset: float = 0.0
+    buffers: tuple[str, ...] = ()
 
 
 def norm_of(module: nn.Module) -> Norm | None:
@@ -52,7 +54,9 @@ def norm_of(module: nn.Module) -> Norm | None:
     if isinstance(module, nn.GroupNorm):
         return Norm("group", module.num_channels, 1, *_names(module))
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return Norm("affine", module.num_features, 1, *_names(module)) if module.track_running_stats else None
+        if module.training or module.running_mean is None:
+            return None  # it looks at the batch
+        return Norm("affine", module.num_features, 1, *_names(module), buffers=("running_mean", "running_var"))
     shape = getattr(module, "normalized_shape", None)
     if not parameters and not (shape and len(shape) == 1):
         return None
@@ -100,7 +104,8 @@ def _as_meant(
 
 def _run(module: nn.Module, values: dict[str, Tensor], x: Tensor) -> Tensor | None:
     own = copy.copy(module)
-    own._parameters = {n: nn.Parameter(v, requires_grad=False) for n, v in values.items()}
+    own._parameters = dict.fromkeys(module._parameters)
+    own._parameters |= {n: nn.Parameter(v, requires_grad=False) for n, v in values.items()}
     own._forward_hooks = type(own._forward_hooks)()
     own._forward_pre_hooks = type(own._forward_pre_hooks)()
     try:
