@@ -43,7 +43,8 @@ from pennyweight.flow import artifact
 from pennyweight.flow.candidate import build
 from pennyweight.flow.certifying import evidence
 from pennyweight.flow.certifying.claims import resolve, usual_engine
-from pennyweight.flow.certifying.rules import Rules, terms_for
+from pennyweight.flow.certifying.populations import Text, ledgers_of
+from pennyweight.flow.certifying.rules import Rules, drawn_order, lot_of, terms_for
 from pennyweight.flow.collect import collect
 from pennyweight.flow.compress import compress
 from pennyweight.flow.delivery import Outcome
@@ -82,6 +83,7 @@ class Case:
         hashes: of the weights each plan gives.
         pilots: losses on the selection split, by plan.
         truths: losses on every window of the certification split, in the order of the text, by plan.
+        ledger: what the ledger of openings counts the text by.
     """
 
     model: Path
@@ -91,6 +93,7 @@ class Case:
     hashes: tuple[str, ...]
     pilots: tuple[Measurement, ...]
     truths: tuple[Measurement, ...]
+    ledger: str
 
     @property
     def salt(self) -> str:
@@ -108,10 +111,20 @@ class Case:
             loss, lower = lower, math.fsum(np.minimum(x, choose_cap(pilot, lower))) / len(x)
         return loss
 
-    def ordered(self, plan: int, salt: str) -> Measurement:
-        """True losses in the order in which a run with this salt draws the windows."""
-        truth = self.truths[plan]
-        return truth.take(evidence.random_order(len(truth.drawn), truth.fingerprint, self.hashes[plan], salt)[1])
+    def ordered(self, plan: int, budget: Budget, salt: str) -> Measurement:
+        """True losses in the order in which a run with this budget and salt draws the windows."""
+        truth, rules = self.truths[plan], self.rules(budget, salt)
+        lot = lot_of(resolve([budget]), {"perplexity": self.pilots[plan]}, rules)
+        order = drawn_order(len(truth.drawn), truth.fingerprint, truth.documents, self.hashes[plan], rules, lot=lot)[1]
+        return truth.take(order)
+
+    def rules(self, budget: Budget, salt: str) -> Rules:
+        """How a run with this budget and salt judges."""
+        alpha = 1 - budget.confidence
+        return Rules(
+            engine=usual_engine("corpus", None), opening=Opening(number=1, alpha=alpha, spent=alpha), salt=salt,
+            most=MOST, ledgers={"": self.ledger},
+        )  # fmt: skip
 
 
 # --- a model, a text it finds likely, and the truth -------------------------------------------------------------------
@@ -137,6 +150,7 @@ def make_case(directory: Path, seed: int, number: int, recipes: Sequence[tuple[s
     return Case(
         model=model, text=text, settings=settings, plans=plans, hashes=tuple(c.weights for c in frozen),
         pilots=tuple(c.selection["perplexity"] for c in frozen), truths=tuple(truths),
+        ledger=ledgers_of([Text(words.certification, words.opened)], network)[""],
     )  # fmt: skip
 
 
@@ -241,16 +255,14 @@ def check(case: Case, outcome: Outcome) -> float:
 
 def holds(case: Case, plan: int, budget: Budget, salt: str) -> bool:
     """What a run with this salt certifies, from the scores alone."""
-    drawn = case.ordered(plan, salt)
-    alpha, engine = 1 - budget.confidence, usual_engine("corpus", None)
-    rules = Rules(engine=engine, opening=Opening(number=1, alpha=alpha, spent=alpha), most=MOST)
+    drawn, rules = case.ordered(plan, budget, salt), case.rules(budget, salt)
     (asked,) = resolve([budget])
     pilot = {"perplexity": case.pilots[plan]}
     terms = terms_for(asked, pilot, rules, size=len(drawn.drawn), discrete=False, claims=1)
     verdict, stop = "continue", 0
     while verdict == "continue":
         stop += BATCH_TOKENS // LENGTH
-        verdict = decide(drawn.degradation[:stop], terms, drawn.documents[:stop], engine).verdict
+        verdict = decide(drawn.degradation[:stop], terms, drawn.documents[:stop], rules.engine).verdict
     return verdict == "certified"
 
 
@@ -309,7 +321,7 @@ def experiment(seed: int, repetitions: int) -> dict[str, Any]:
                 differences.append(check(case, outcome))
             rungs.append(len(artifact.read_record(ladder[-1].out, "ladder.json")))
             reproduced.append(holds(case, 0, budget, case.salt) == single[-1].certificate.holds)
-            peeked.append(peeking(case.ordered(0, case.salt).degradation, budget.margin))
+            peeked.append(peeking(case.ordered(0, budget, case.salt).degradation, budget.margin))
             lucky.append(luckiest(case, 0, budget))
             x = case.truths[0].degradation
             facts.append((len(x), losses[0], float(x.std()), max(losses) - min(losses)))

@@ -24,13 +24,18 @@ if TYPE_CHECKING:
     from pennyweight.flow.delivery import Outcome
     from pennyweight.flow.load import load
     from pennyweight.flow.measure import measure
+    from pennyweight.flow.modules.compress import compress_module
+    from pennyweight.flow.modules.result import CompressedModule, load_compressed, save_compressed
     from pennyweight.flow.profiling.profile import profile
+    from pennyweight.flow.prove import Proof, prove
+    from pennyweight.flow.rewrite import rewrite
     from pennyweight.flow.sampling.tails import tail_risk
     from pennyweight.flow.settings import Settings
     from pennyweight.flow.steps import apply, certify, collect, held_out, make_plan, sample
     from pennyweight.flow.verify import verify
     from pennyweight.formats import Compressed, Dense, Grid
     from pennyweight.network.network import Edge, Network, Site
+    from pennyweight.network.trace import network_of
     from pennyweight.plan import Option, Plan, Stage, Step
     from pennyweight.statistics import Statistics
     from pennyweight.task import Task, read_task
@@ -47,12 +52,17 @@ _PLACES = {
     "pennyweight.flow.load": ("load",),
     "pennyweight.flow.measure": ("measure",),
     "pennyweight.flow.certifying.power": ("power",),
+    "pennyweight.flow.modules.compress": ("compress_module",),
+    "pennyweight.flow.modules.result": ("CompressedModule", "load_compressed", "save_compressed"),
     "pennyweight.flow.profiling.profile": ("profile",),
+    "pennyweight.flow.prove": ("Proof", "prove"),
+    "pennyweight.flow.rewrite": ("rewrite",),
     "pennyweight.flow.steps": ("apply", "certify", "collect", "held_out", "make_plan", "sample"),
     "pennyweight.flow.sampling.tails": ("tail_risk",),
     "pennyweight.flow.verify": ("verify",),
     "pennyweight.formats": ("Compressed", "Dense", "Grid"),
     "pennyweight.network.network": ("Edge", "Network", "Site"),
+    "pennyweight.network.trace": ("network_of",),
     "pennyweight.plan": ("Option", "Plan", "Stage", "Step"),
     "pennyweight.statistics": ("Statistics",),
     "pennyweight.task": ("Task", "read_task"),
@@ -60,10 +70,12 @@ _PLACES = {
 _WHERE = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
-    "Budget", "Certificate", "Claim", "Collected", "Compressed", "Dense", "Edge", "Grid", "Judging", "Measurement",
-    "Network", "Option", "Outcome", "Plan", "Settings", "Site", "Stage", "Statistics", "Step", "Task", "Terms",
-    "Windows", "apply", "certify", "certify_outputs", "certify_pair", "collect", "compare", "compress", "held_out",
-    "load", "make_plan", "measure", "power", "profile", "read_task", "sample", "tail_risk", "verify",
+    "Budget", "Certificate", "Claim", "Collected", "Compressed", "CompressedModule", "Dense", "Edge", "Grid",
+    "Judging", "Measurement", "Network", "Option", "Outcome", "Plan", "Proof", "Settings", "Site", "Stage",
+    "Statistics", "Step", "Task", "Terms", "Windows", "apply", "certify", "certify_outputs", "certify_pair",
+    "collect", "compare", "compress", "compress_module", "held_out", "load", "load_compressed", "make_plan",
+    "measure", "network_of", "power", "profile", "prove", "read_task", "rewrite", "sample", "save_compressed",
+    "tail_risk", "verify",
 ]  # fmt: skip
 
 

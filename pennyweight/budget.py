@@ -310,8 +310,8 @@ class Opening:
 
     Args:
         number: 1 for the first time this text is used to certify anything.
-        alpha: error level of this opening, shared by all its claims.
-        spent: chance that any certificate from this opening or an earlier one is false, at most.
+        alpha: error level of this opening: of its gate, and of all its printed bounds together.
+        spent: chance that the gate was opened wrongly in this opening or an earlier one, at most.
     """
 
     number: int

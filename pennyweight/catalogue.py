@@ -8,12 +8,14 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from pennyweight import methods
 from pennyweight.errors import UnknownName
 
 
+@cache
 def rooms() -> tuple[str, ...]:
     """Names of the rooms of methods, in alphabetical order."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(methods.__path__)))
@@ -33,7 +35,7 @@ def every() -> Iterator[tuple[str, type[Any]]]:
 
 
 def find(spec: str | Any, room: str | None = None) -> Any:
-    """The method a name stands for, with arguments if there are any: `gptq`, `gptq(damping=0.02)`.
+    """The method a name stands for, with arguments if there are any: `gptq`, `gptq(damping=0.02)`, `smoothquant+`.
 
     An object is returned as it is: a user's own method needs no registering.
 
@@ -66,6 +68,7 @@ def find(spec: str | Any, room: str | None = None) -> Any:
 
 def _parse(spec: str) -> tuple[str, dict[str, Any]]:
     name, bracket, rest = spec.strip().partition("(")
+    name = name.replace("+", "_plus")
     if not bracket:
         return name, {}
     try:

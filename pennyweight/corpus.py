@@ -55,7 +55,7 @@ class Windows:
         source: what the text is, in words.
         split: `calibration`, `selection` or `certification`.
         fingerprint: sha256 of ids and split.
-        dropped_tokens: the ragged tail, too short for a window.
+        dropped_tokens: in ragged tails, too short for a window.
         text_bytes: size of the text in UTF-8, tail included.
         labels: of all documents of the split.
         ends: index of the document each window ends in; None if that is the one it starts in.
@@ -247,8 +247,12 @@ def cut(
     split: str,
     source: str,
     separator: int | None = None,
+    apart: bool = False,
 ) -> Windows:
     """Tokenise documents, join them, and cut equal windows; the ragged tail is left out and counted.
+
+    Documents that are to be drawn as units, one window each, are cut apart: where windows are cut from the joined text,
+    which documents hold a whole one depends on the lengths of those before.
 
     Args:
         documents: of one split, in the order they are joined.
@@ -257,6 +261,7 @@ def cut(
         split: name of the split.
         source: what the text is, in words.
         separator: token id between two documents; None joins them without.
+        apart: cut every document by itself, without separators; the tail of each is left out.
 
     Raises:
         InvalidText: a window of no tokens.
@@ -268,16 +273,20 @@ def cut(
         tokenizer = Tokenizer.from_str(description)  # both would change the text, and the argument is not ours
         tokenizer.no_truncation()
         tokenizer.no_padding()
-    pieces, owners = [], []
+    pieces, owners, dropped = [], [], 0
     for i, document in enumerate(documents):
         # One at a time: the encodings of a whole corpus, with their strings, are many times larger than its ids.
         ids = np.array(tokenizer.encode_batch_fast([document.text], add_special_tokens=False)[0].ids, dtype=np.int64)
-        if separator is not None and i + 1 < len(documents):
+        if apart:
+            dropped += len(ids) % length
+            ids = ids[: len(ids) - len(ids) % length]
+        elif separator is not None and i + 1 < len(documents):
             ids = np.append(ids, np.int64(separator))
         pieces.append(ids)
         owners.append(len(ids))
     tokens = np.concatenate([*pieces, np.empty(0, np.int64)])
     n = len(tokens) // length
+    dropped += len(tokens) - n * length
     starts = np.arange(n) * length
     windows = torch.from_numpy(tokens[: n * length].reshape(n, length).copy())
     digest = hashlib.sha256()
@@ -291,7 +300,7 @@ def cut(
         source=source,
         split=split,
         fingerprint=digest.hexdigest(),
-        dropped_tokens=len(tokens) - n * length,
+        dropped_tokens=dropped,
         text_bytes=sum(len(document.text.encode()) for document in documents),
         labels=tuple(document.labels for document in documents),
         ends=torch.from_numpy(np.searchsorted(np.cumsum(owners), starts + length - 1, side="right").astype(np.int64)),

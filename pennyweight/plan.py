@@ -92,6 +92,7 @@ class Plan:
         damage: predicted KL, nats per token.
         model: fingerprint of the model it was made for.
         notes: predicted bytes and damage of each site's group, for people who edit.
+        rewrites: changes of basis that the model goes through first, with the plan's seed.
     """
 
     steps: Mapping[str, Step]
@@ -103,6 +104,7 @@ class Plan:
     damage: float
     model: str
     notes: Mapping[str, str] = field(default_factory=dict)
+    rewrites: tuple[str, ...] = ()
 
     def formats(self) -> dict[str, Grid]:
         """Grid of every site that gets one."""
@@ -121,7 +123,7 @@ class Plan:
         """The plan as TOML; comments by the user do not survive a round trip."""
         head = {
             "engine": self.engine, "dtype": self.dtype, "seed": self.seed, "bytes": self.bytes,
-            "damage": self.damage, "model": self.model,
+            "damage": self.damage, "model": self.model, **({"rewrites": [*self.rewrites]} if self.rewrites else {}),
         }  # fmt: skip
         steps = {
             name: {"step": step.label(), **({"why": self.notes[name]} if name in self.notes else {})}
@@ -149,6 +151,7 @@ class Plan:
                 notes={name: row["why"] for name, row in steps.items() if isinstance(row, dict) and "why" in row},
                 engine=str(head["engine"]), dtype=str(head["dtype"]), seed=int(head["seed"]),
                 bytes=int(head["bytes"]), damage=float(head["damage"]), model=str(head["model"]),
+                rewrites=tuple(map(str, _listed(head.get("rewrites", [])))),
             )  # fmt: skip
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:  # TOML errors are values
             if isinstance(error, InvalidPlan):
@@ -160,6 +163,12 @@ class Plan:
                 mend="make a new one with pennyweight plan MODEL --lose 2% -o plan.toml",
                 site=site,
             ) from error
+
+
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise InvalidPlan("rewrites is no list", expected='rewrites = ["untie", "fold_norms"]', mend="mend this line")
+    return value
 
 
 def _string(row: Any, name: str) -> str:

@@ -1,4 +1,4 @@
-"""The command line: results on stdout, the rest on stderr; exit 0 within budget, 1 not within budget, 2 misuse."""
+"""The command line: results on stdout, the rest on stderr; exit 0 certified, 1 not certified, 2 misuse."""
 
 from __future__ import annotations
 

@@ -43,12 +43,27 @@ def at_least(least: int) -> Callable[[str], int]:
     return read
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Read names between commas; commas between brackets belong to a name's arguments."""
+    found, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            found.append("")
+        else:
+            found[-1] += character
+    parts = tuple(part.strip() for part in found)
+    if depth or not all(parts):
+        raise argparse.ArgumentTypeError(f"cannot read {text!r}: expected names between commas, such as a,b(c=1)")
+    return parts
+
+
 def parser() -> argparse.ArgumentParser:
     """All verbs and their options."""
     top = Parser(
         prog="pennyweight",
         description="Make a neural network smaller, and say with a stated confidence how much worse it became.",
-        epilog="exit codes: 0 within budget, 1 not within budget, 2 misuse",
+        epilog="exit codes: 0 certified (or the size fits, or equal), 1 not certified (or different), 2 misuse",
     )
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
@@ -77,7 +92,38 @@ def parser() -> argparse.ArgumentParser:
 
     inspect = verbs.add_parser("inspect", help="blocks, sites, shapes, tied tensors, and what each engine could take")
     _model(inspect)
+    inspect.add_argument(
+        "--symmetries", action="store_true", help="also which changes of basis every edge lets through; tries them"
+    )
     _common(inspect)
+
+    rewrite = verbs.add_parser("rewrite", help="another basis for the same function: rotations, scales, folded norms")
+    _model(rewrite)
+    rewrite.add_argument(
+        "--with", dest="methods", required=True, type=names, metavar="NAMES",
+        help="rewrites in their order, such as untie,fold_norms,hadamard; arguments in parentheses",
+    )  # fmt: skip
+    rewrite.add_argument("--out", required=True, metavar="DIR", help="directory to make: an ordinary dense checkpoint")
+    rewrite.add_argument("--calibration", metavar="TEXT", help=f"for rewrites that look at activations: {TEXT}")
+    rewrite.add_argument("--length", type=at_least(2), default=256, help="tokens in a window (%(default)s)")
+    rewrite.add_argument(
+        "--calibration-windows", type=at_least(1), default=64, metavar="N", help="shown to rewrites (%(default)s)"
+    )
+    rewrite.add_argument(
+        "--dtype", choices=("float16", "bfloat16", "float32"), help="of all tensors; without it, that of most"
+    )
+    rewrite.add_argument("--seed", type=int, default=0, help="of random rotations (%(default)s)")
+    _threads(rewrite)
+    _common(rewrite)
+
+    prove = verbs.add_parser("prove", help="are two models one function: bit for bit, up to rounding, or not")
+    _pair(prove)
+    prove.add_argument("--on", metavar="TEXT", help="a text to try beside random tokens")
+    prove.add_argument("--windows", type=at_least(1), default=8, metavar="N", help="of that text (%(default)s)")
+    prove.add_argument("--length", type=at_least(2), default=64, help="tokens in a window (%(default)s)")
+    prove.add_argument("--seed", type=int, default=0, help="of random tokens and rounding noise (%(default)s)")
+    _threads(prove)
+    _common(prove)
 
     certify = verbs.add_parser("certify", help="certify what any compressed model lost, whoever compressed it")
     _pair(certify)
@@ -214,6 +260,9 @@ def _search(verb: argparse.ArgumentParser) -> None:
         help="candidates are compared on (%(default)s)",
     )
     verb.add_argument("--method", default="gptq", help="the quantizer (%(default)s)")
+    verb.add_argument(
+        "--rewrite", type=names, default=(), metavar="NAMES", help="change the basis first, see the verb rewrite"
+    )
     verb.add_argument("--allocation", default="integer_program", help="the allocator (%(default)s)")
     verb.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="of everything that stays dense")
     verb.add_argument("--seed", type=int, default=0, help="of every random choice (%(default)s)")

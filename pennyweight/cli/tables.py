@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from pennyweight.flow.delivery import Outcome
 from pennyweight.methods.certification.statement import amount
 
 VERDICTS = {
-    "certified": "certified", "exact": "certified (every window was scored)", "futile": "NOT certified: it loses more",
+    "certified": "certified", "exact": "certified (every window was scored)",
+    "futile": "NOT certified: looks above the limit, stopped",  # a rule of thumb stops there, which proves nothing
     "exhausted": "NOT certified: the evidence does not settle it", "measured": "measured; no limit on the loss was set",
 }  # fmt: skip
 
@@ -60,7 +60,7 @@ def outcome(result: Outcome, timing: Mapping[str, Any], page: Path) -> None:
     console = _console()
     console.print(table)
     console.print()
-    console.print(_claims(s))
+    console.print(_claims(result))
     console.print()
     if "rounded" in str(s["source"]):
         console.print(f"Before compression: {s['source']}. Figures are relative to that model, not to its original.")
@@ -75,7 +75,7 @@ def outcome(result: Outcome, timing: Mapping[str, Any], page: Path) -> None:
 def certified(result: Outcome, page: Path) -> None:
     """The claims about two models, and where the certificate is."""
     s, console = result.summary, _console()
-    console.print(_claims(s, f"{s['compressed']} against {s['model']}"))
+    console.print(_claims(result, f"{s['compressed']} against {s['model']}"))
     console.print()
     if "rounded" in str(s["source"]):
         console.print(f"Before: {s['source']}. Figures are relative to that model, not to its original.")
@@ -86,18 +86,21 @@ def certified(result: Outcome, page: Path) -> None:
     )
 
 
-def _claims(s: Mapping[str, Any], title: str | None = None) -> Table:
+def _claims(result: Outcome, title: str | None = None) -> Table:
     """One row a claim: its limit, what was seen, its bound."""
+    s = result.summary
     table = Table(title=title, title_justify="left", show_edge=False)
     headings = ("limit", "seen", f"bound, {100 * s['confidence']:.4g} %", "scored", "verdict")
     for heading in headings:
         table.add_column(heading, justify="left" if heading in ("limit", "verdict") else "right")
-    for claim in s["claims"]:
+    for claim, judged in zip(s["claims"], result.certificate.claims, strict=True):
         of = f" of {claim['population']:,}" if claim["population"] is not None else ""
         word = VERDICTS[claim["verdict"]]
         if claim["verdict"] == "exact" and not claim["holds"]:
             word = "NOT within the limit"
         bound = lost(claim["metric"], claim["bound"], up=True)
+        if judged.terms.tail_alpha:  # a few very bad windows count no more than the cap: the number says so itself
+            bound += " (capped)"
         table.add_row(
             claim["limit"] or f"{claim['metric']}, no limit",
             lost(claim["metric"], claim["estimate"], up=False),
@@ -116,32 +119,6 @@ def lost(metric: str, value: float, *, up: bool) -> str:
     if metric == "perplexity":
         return f"{100 * math.expm1(value):+.3g} %"
     return f"{100 * value:.3g} {'points' if kind.lower == -1 else '%'}" if kind.percent else f"{value:.3g}"
-
-
-def inspection(value: Mapping[str, Any]) -> None:
-    """Blocks, sites and what engines could take."""
-    console = _console()
-    console.print(f"{value['model']}: {value['source']}, {megabytes(value['bytes'])}, {len(value['blocks'])} blocks")
-    table = Table(show_edge=False)
-    for heading in ("site", "role", "shape", "stored", "reads"):
-        table.add_column(heading)
-    engines = sorted({name for row in value["sites"] for name in row["takes"]})
-    for name in engines:
-        table.add_column(f"{name} takes")
-    for row in value["sites"]:
-        takes = [_short(row["takes"][name]) for name in engines]
-        table.add_row(row["site"], row["role"], " x ".join(map(str, row["shape"])), row["stored"], row["reads"], *takes)
-    console.print(table)
-    for names in value["tied"]:
-        console.print(f"tied (one tensor): {', '.join(names)}")
-    reasons = Counter(value["untouched"].values())
-    for reason, count in reasons.items():
-        console.print(f"untouched: {count} tensors, {reason}")
-
-
-def _short(labels: list[str]) -> str:
-    bits = sorted({label.split()[0].removeprefix("int") for label in labels})
-    return f"int {','.join(bits)}" if bits else "-"
 
 
 def listing(value: Mapping[str, Any]) -> None:

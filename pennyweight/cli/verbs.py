@@ -6,6 +6,7 @@ import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from pennyweight import catalogue
 from pennyweight import report as pages
 from pennyweight.budget import Budget
 from pennyweight.cli import tables
+from pennyweight.cli.inspection import inspect
 from pennyweight.cli.measure import measure, power
+from pennyweight.cli.rewriting import prove, rewrite
 from pennyweight.cli.tails import tails
 from pennyweight.errors import InvalidBudget, InvalidOutput, InvalidPlan, MissingFile
 from pennyweight.export.engines import ENGINES, find
@@ -26,8 +29,9 @@ from pennyweight.flow.certifying.record import certificate_schema
 from pennyweight.flow.compress import compress as run_compress
 from pennyweight.flow.load import load
 from pennyweight.flow.make_plan import check_dtype, usual_dtype
-from pennyweight.flow.options import menu
 from pennyweight.flow.progress import Progress
+from pennyweight.flow.rewrite import check_rewrites
+from pennyweight.flow.rewrite import rewrite as run_rewrite
 from pennyweight.flow.settings import Settings
 from pennyweight.flow.steps import collect, make_plan
 from pennyweight.flow.text import texts
@@ -105,6 +109,10 @@ def plan(arguments: Namespace) -> int:
         network, arguments.calibration, None, length=settings.length, count=settings.calibration_windows,
         selection=settings.selection_windows, seed=settings.seed,
     )  # fmt: skip
+    model = network.source.fingerprint
+    network, _ = run_rewrite(
+        network, settings.rewrites, calibration=words.calibration, seed=settings.seed, progress=progress
+    )
     with tempfile.TemporaryDirectory() as temporary:
         statistics = collect(
             network, words.calibration, work=arguments.work or temporary, seed=settings.seed, progress=progress
@@ -113,6 +121,7 @@ def plan(arguments: Namespace) -> int:
             network, statistics, budget, engine=settings.engine, dtype=settings.dtype, method=settings.method,
             allocation=settings.allocation, seed=settings.seed, progress=progress,
         )  # fmt: skip
+    made = replace(made, model=model, rewrites=settings.rewrites)
     text = made.to_toml()
     if arguments.output:
         Path(arguments.output).write_text(text, encoding="utf-8")
@@ -123,38 +132,6 @@ def plan(arguments: Namespace) -> int:
         print(f"\nPlan written to {arguments.output}; edit it and pass it to compress --plan.")
     else:
         print(text)
-    return 0
-
-
-def inspect(arguments: Namespace) -> int:
-    """Show what a network is made of."""
-    network = load(arguments.model, allow_network=arguments.allow_network)
-    rows = []
-    for site in network.sites:
-        takes = {
-            engine.name: sorted(
-                {g.label() for g in menu([site.shape[1]], "float16") if not engine.refuses(site, g, network)}
-            )
-            for engine in ENGINES
-        }
-        rows.append(
-            {
-                "site": site.name, "role": site.role, "block": site.block, "shape": list(site.shape),
-                "reads": site.reads,
-                "stored": network.source.tensors[network.stored_name(site.parameter)].dtype,
-                "bytes": network.source.tensors[network.stored_name(site.parameter)].bytes, "takes": takes,
-            }
-        )  # fmt: skip
-    value = {
-        "model": str(network.source.path), "source": network.source.description, "bytes": network.source.stored_bytes,
-        "fingerprint": network.source.fingerprint, "blocks": [block.name for block in network.blocks], "sites": rows,
-        "tied": [list(names) for names in network.tied], "untouched": dict(network.untouched),
-        "groups": [[site.name for site in group] for group in network.groups()],
-    }  # fmt: skip
-    if arguments.json:
-        _json(value)
-    else:
-        tables.inspection(value)
     return 0
 
 
@@ -217,7 +194,8 @@ def schema(arguments: Namespace) -> int:
 
 VERBS = {
     "compress": compress, "certify": certify, "measure": measure, "power": power, "tails": tails, "plan": plan,
-    "inspect": inspect, "verify": verify, "report": report, "list": listing, "schema": schema,
+    "inspect": inspect, "rewrite": rewrite, "prove": prove, "verify": verify, "report": report, "list": listing,
+    "schema": schema,
 }  # fmt: skip
 
 
@@ -238,10 +216,11 @@ def _settings(arguments: Namespace) -> Settings:
         "method": arguments.method, "dtype": arguments.dtype, "salt": getattr(arguments, "salt", ""),
         "scope": getattr(arguments, "scope", "corpus"), "bound": getattr(arguments, "bound", None),
         "groups": getattr(arguments, "groups", None), "reserve": getattr(arguments, "reserve", False),
-        "certification_windows": getattr(arguments, "max_windows", None),
+        "certification_windows": getattr(arguments, "max_windows", None), "rewrites": arguments.rewrite,
     }  # fmt: skip
     if arguments.threads:
         given["threads"] = arguments.threads
+    check_rewrites(arguments.rewrite, calibrated=True)
     catalogue.find(arguments.method, "quantization")
     catalogue.find(arguments.allocation, "allocation")
     torch.set_num_threads(given.get("threads", torch.get_num_threads()))

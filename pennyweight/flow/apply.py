@@ -152,31 +152,19 @@ def _compress(
 ) -> tuple[dict[str, Tensor], list[Row]]:
     weight = _stacked(members, network)
     seen = statistics[members[0].reads]
-    stage = step.stages[0]
-    if not isinstance(stage.format, Grid):
-        raise InvalidFormat(f"{stage.format.label()} is not a grid", site=members[0].name)
-    method = catalogue.find(stage.method, "quantization")
-    generator = stream(seed, members[0].name, stage.method)
-    actual, reason = step.label(), ""
-    try:
-        result = method.compress(weight, seen, stage.format, generator=generator)
-    except NotPositiveDefinite as error:
-        # Not a silent second choice: the ledger shows both, and the measurement counts what it cost.
-        fallback = RoundToNearest()
-        result = fallback.compress(weight, seen, stage.format, generator=generator)
-        actual, reason = f"{fallback.name} {stage.format.label()}", error.happened
+    result, actual, reason = carry_out(step, weight, seen, seed, members[0].name)
     gram = seen.require_gram()
     rows, start = [], 0
     for site in members:
         stop = start + site.shape[0]
-        changed, whole = _squares(result, weight, gram, start, stop)
+        changed, whole = squares(result, weight, gram, start, stop)
         rows.append(
             Row(
                 site=site.name,
                 intended=step.label(),
                 actual=actual,
                 reason=reason,
-                bits=stage.format.stored_bits(site.shape) / site.elements,
+                bits=step.stages[0].format.stored_bits(site.shape) / site.elements,
                 error=changed / max(whole, 1e-30),
                 damping=float(result.record.get("damping", 0.0)),
                 factorisations=int(result.record.get("factorisations", 0)),
@@ -184,6 +172,35 @@ def _compress(
         )
         start = stop
     return dict(result.parts[0].tensors), rows
+
+
+def carry_out(
+    step: Step, weight: Tensor, seen: Statistics | None, seed: int, site: str
+) -> tuple[Compressed, str, str]:  # fmt: skip
+    """Carry out one step on one weight; returns what was actually done too, and why if it is not what was meant.
+
+    Args:
+        step: of one stage, on a grid.
+        weight: `[out, in]`.
+        seen: of the activation it multiplies; None for methods that look at none.
+        seed: of the run.
+        site: name, for the random stream and for messages.
+
+    Raises:
+        InvalidFormat: the step's format is no grid, or does not fit.
+    """
+    stage = step.stages[0]
+    if not isinstance(stage.format, Grid):
+        raise InvalidFormat(f"{stage.format.label()} is not a grid", site=site)
+    method = catalogue.find(stage.method, "quantization")
+    generator = stream(seed, site, stage.method)
+    try:
+        return method.compress(weight, seen, stage.format, generator=generator), step.label(), ""
+    except NotPositiveDefinite as error:
+        # Not a silent second choice: the ledger shows both, and the measurement counts what it cost.
+        fallback = RoundToNearest()
+        result = fallback.compress(weight, seen, stage.format, generator=generator)
+        return result, f"{fallback.name} {stage.format.label()}", error.happened
 
 
 def _stacked(members: list[Site], network: Network) -> Tensor:
@@ -198,7 +215,7 @@ def _stacked(members: list[Site], network: Network) -> Tensor:
     return stacked
 
 
-def _squares(result: Compressed, weight: Tensor, gram: Tensor, start: int, stop: int) -> tuple[float, float]:
+def squares(result: Compressed, weight: Tensor, gram: Tensor, start: int, stop: int) -> tuple[float, float]:
     """Mean squared change and mean square of some outputs, a few rows at a time."""
     changed = whole = 0.0
     for first in range(start, stop, ROWS):

@@ -52,6 +52,11 @@ class Candidate:
     selection: Mapping[str, Measurement]
 
     @property
+    def damage(self) -> float:
+        """Predicted KL, nats per token."""
+        return self.plan.damage
+
+    @property
     def loss(self) -> float:
         """Mean rise of the loss on the selection split, nats per token."""
         return float(self.selection["perplexity"].degradation.mean())
@@ -66,24 +71,36 @@ def build(
     states: ReferenceStates,
     metrics: Sequence[Any],
     progress: Progress,
+    network: Network | None = None,
 ) -> Candidate:
     """Apply, write, re-read and score one plan; whatever of it is in the journal already is not done again.
+
+    Args:
+        plan: the recipe.
+        reference: the model handed in, which candidates are measured against.
+        collected: statistics of the network that is compressed.
+        windows: of the selection split.
+        journal: of the run.
+        states: hidden states of the reference on these windows.
+        metrics: to score.
+        progress: told about every stage.
+        network: what is compressed, where the reference was rewritten first.
 
     Raises:
         VerificationFailed: the written files do not hold what was computed.
     """
-    key = of_value(plan.to_toml())[:16]
+    key, network = of_value(plan.to_toml())[:16], network or reference
     directory = journal.directory / "candidates" / key
     if not journal.has(f"candidates/{key}.json"):
-        applied = apply(plan, reference, collected, journal, progress=progress)
-        with progress.stage("writing", len(reference.source.tensors)) as advance:
+        applied = apply(plan, network, collected, journal, progress=progress)
+        with progress.stage("writing", len(network.source.tensors)) as advance:
             directory.mkdir(parents=True, exist_ok=True)
             accounting = write(
-                reference, plan.formats(), applied.compressed, directory, dtype=plan.dtype,
+                network, plan.formats(), applied.compressed, directory, dtype=plan.dtype,
                 on_tensor=lambda _name, _bytes: advance(1),
             )  # fmt: skip
             accounting.reconcile()
-            _read_back(directory, applied, reference)
+            _read_back(directory, applied, network)
         facts = {
             "ledger": [asdict(row) for row in applied.ledger()], "accounting": accounting.to_dict(),
             "hash": artifact.model_hash(directory), "weights": artifact.weights_hash(directory),
@@ -91,14 +108,14 @@ def build(
         }  # fmt: skip
         journal.save(f"candidates/{key}.json", facts)
     facts = journal.load(f"candidates/{key}.json")
-    network = load(directory)
+    candidate = load(directory)
     if not journal.has(f"selection/{key}.json"):
-        scorer = Scorer(reference, network, windows, states, metrics)
+        scorer = Scorer(reference, candidate, windows, states, metrics)
         with progress.stage("measuring candidate", len(windows)) as advance:
             scores = scorer.score(np.arange(len(windows), dtype=np.int64), advance)
         journal.save(f"selection/{key}.json", evidence.to_values(scores))
     selection = evidence.from_values(journal.load(f"selection/{key}.json"))
-    return Candidate(plan, key, directory, network, facts["hash"], facts["weights"], facts["size"], selection)
+    return Candidate(plan, key, directory, candidate, facts["hash"], facts["weights"], facts["size"], selection)
 
 
 def facts_of(candidate: Candidate, journal: Journal) -> Any:
@@ -106,12 +123,12 @@ def facts_of(candidate: Candidate, journal: Journal) -> Any:
     return journal.load(f"candidates/{candidate.key}.json")
 
 
-def _read_back(directory: Path, applied: Applied, reference: Network) -> None:
+def _read_back(directory: Path, applied: Applied, network: Network) -> None:
     """Compare codes, scales and zero points in the files with those computed, bit for bit, by our own reader."""
     if not applied.keys:
         return
     source = CompressedTensorsSource(directory)
-    for site in reference.sites:
+    for site in network.sites:
         if site.name not in applied.keys:
             continue
         meant, found = applied.compressed(site).parts[0], source.read_part(site.parameter)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from pennyweight.budget import Budget
-from pennyweight.errors import InvalidBudget
+from pennyweight.errors import InvalidBudget, InvalidPlan
 from pennyweight.export.engines import find
 from pennyweight.flow import artifact
 from pennyweight.flow.candidate import facts_of
@@ -23,12 +23,14 @@ from pennyweight.flow.delivery import Outcome, check_free, check_size, deliver, 
 from pennyweight.flow.job import Job, planner_of
 from pennyweight.flow.journal import open_run
 from pennyweight.flow.load import check_weights, load
-from pennyweight.flow.make_plan import check_dtype, check_plan, usual_dtype
+from pennyweight.flow.make_plan import check_dtype, check_model, check_plan, usual_dtype
 from pennyweight.flow.options import outline
 from pennyweight.flow.progress import QUIET, Progress
+from pennyweight.flow.rewrite import check_rewrites, rewrite
 from pennyweight.flow.settings import Settings
 from pennyweight.flow.text import texts
 from pennyweight.flow.versions import versions
+from pennyweight.network.network import Network
 from pennyweight.numerics.hashing import of_value
 from pennyweight.plan import Plan
 
@@ -79,16 +81,18 @@ def compress(
     reference = load(model, allow_network=allow_network)
     settings = replace(settings, dtype=settings.dtype or usual_dtype(reference))
     if plan is not None:
-        check_plan(plan, reference)
-        settings = replace(settings, engine=plan.engine, dtype=plan.dtype, seed=plan.seed)
+        settings = _settings_of(plan, settings)
+    check_rewrites(settings.rewrites, calibrated=True)
+    if plan is not None:
+        check_model(plan, reference.source.fingerprint)
     else:
         assert settings.dtype is not None
         check_dtype(settings.dtype, engine)
-        if limit is not None:  # sizes are known beforehand; what is impossible is refused now
-            planner_of(reference, settings, outline(reference, engine, dtype=settings.dtype)).for_budget(limit)
+    if not settings.rewrites:
+        _check_possible(plan, limit, reference, reference, settings)
     words = texts(
         reference, calibration, held_out, length=settings.length, count=settings.calibration_windows,
-        selection=settings.selection_windows, seed=settings.seed,
+        selection=settings.selection_windows, seed=settings.seed, apart=settings.scope == "source",
     )  # fmt: skip
     populations: list[Population] = [Text(words.certification, words.opened), *(claim for _, claim in tasks.values())]
     labels = check_units(populations, settings.groups)
@@ -106,22 +110,51 @@ def compress(
         check_weights(reference, settings.dtype or "float16", progress)
     with open_run(run, header) as journal:
         journal.save("weights-checked.json", {})
+        network, steps = rewrite(
+            reference, settings.rewrites, calibration=words.calibration, seed=settings.seed, journal=journal,
+            progress=progress,
+        )  # fmt: skip
+        if settings.rewrites:  # what it is made of is known only now
+            _check_possible(plan, limit, network, reference, settings)
         job = Job(
-            reference, words, asked, limit, populations, {on: pilot for on, (pilot, _) in tasks.items()}, settings,
-            journal, progress, of_value(header), str(header["code"]),
+            reference, network, words, asked, limit, populations, {on: pilot for on, (pilot, _) in tasks.items()},
+            settings, journal, progress, of_value(header), str(header["code"]),
         )  # fmt: skip
         ladder = job.ladder(plan)
         rungs, judged, best = job.certify(ladder)
         check_size(limit, best)
         deliver(
             out, best, judged[best.key], rungs, facts_of(best, journal), header, reference,
-            asked=asked, rules=job.rules, calibration=job.calibration(best), seconds=time.monotonic() - started,
-            progress=progress,
+            rewritten=steps, asked=asked, rules=job.rules, calibration=job.calibration(best),
+            seconds=time.monotonic() - started, progress=progress,
         )  # fmt: skip
         for opening in job.openings:
             close_opening(opening, verdict_of(judged[best.key].certificate))
     shutil.rmtree(run)
     return outcome_of(out)
+
+
+def _settings_of(plan: Plan, settings: Settings) -> Settings:
+    """What a plan decides, in place of what was set; rewrites are not replaced silently."""
+    if settings.rewrites and settings.rewrites != plan.rewrites:
+        raise InvalidPlan(
+            f"it was made for a model rewritten by {', '.join(plan.rewrites) or 'nothing'}",
+            expected=f"a plan for {', '.join(settings.rewrites)}",
+            mend="leave out --rewrite: the plan says what comes first", site="--rewrite",
+        )  # fmt: skip
+    return replace(settings, engine=plan.engine, dtype=plan.dtype, seed=plan.seed, rewrites=plan.rewrites)
+
+
+def _check_possible(
+    plan: Plan | None, limit: Budget | None, network: Network, reference: Network, settings: Settings
+) -> None:
+    """Refuse a plan that does not fit the network, and a size that no plan has: sizes are known beforehand."""
+    if plan is not None:
+        check_plan(plan, network, model=reference.source.fingerprint)
+    elif limit is not None:
+        assert settings.dtype is not None
+        table = outline(network, find(settings.engine), dtype=settings.dtype)
+        planner_of(network, settings, table, model=reference).for_budget(limit)
 
 
 def _limit(budgets: Sequence[Budget]) -> Budget | None:

@@ -24,6 +24,7 @@ from pennyweight.flow.certifying.judge import Judged, claims
 from pennyweight.flow.certifying.rules import Rules
 from pennyweight.flow.profiling.values import Calibration
 from pennyweight.flow.progress import Progress
+from pennyweight.flow.rewrite import Step
 from pennyweight.network.network import Network
 from pennyweight.numerics.hashing import canonical
 
@@ -54,6 +55,7 @@ def deliver(
     header: Mapping[str, Any],
     reference: Network,
     *,
+    rewritten: Sequence[Step] = (),
     asked: Sequence[Asked],
     rules: Rules,
     calibration: Calibration | None,
@@ -72,6 +74,7 @@ def deliver(
         facts: its ledger and accounting.
         header: of the run.
         reference: the model handed in.
+        rewritten: what was done to it before it was compressed.
         asked: the claims.
         rules: how they were judged.
         calibration: of the next-token probabilities on the selection split.
@@ -86,6 +89,8 @@ def deliver(
     artifact.write_record(staged, "ladder.json", rungs)
     artifact.write_record(staged, "run.json", {**header, "source": reference.source.description})
     artifact.write_text(staged, "plan.toml", best.plan.to_toml())
+    if rewritten:
+        artifact.write_record(staged, "rewrite.json", {"steps": [asdict(step) for step in rewritten]})
     summary = {
         **claims(certificate, judged.text),
         "budgets": [asdict(one.budget) for one in asked], "model": str(reference.source.path.name),

@@ -26,12 +26,12 @@ from pennyweight.flow.certifying.judge import (
 )
 from pennyweight.flow.certifying.noise import noise_floor
 from pennyweight.flow.certifying.openings import Opening, open_all
-from pennyweight.flow.certifying.populations import Population, Questions
+from pennyweight.flow.certifying.populations import Population, Questions, ledgers_of
 from pennyweight.flow.certifying.rules import Pilot, Rules, check_feasible, check_noise
 from pennyweight.flow.collect import collect
 from pennyweight.flow.delivery import weights_of
 from pennyweight.flow.journal import Journal
-from pennyweight.flow.ladder import allowed_after, allowed_before, strain
+from pennyweight.flow.ladder import PROBE, allowed_before, rungs
 from pennyweight.flow.make_plan import Planner
 from pennyweight.flow.measure import ReferenceStates
 from pennyweight.flow.options import Table, tabulate
@@ -45,17 +45,14 @@ from pennyweight.network.network import Network
 from pennyweight.numerics.hashing import of_value
 from pennyweight.plan import Plan
 
-PROBE = 0.7  # share of the margin the first candidate is planned to spend; it tells what prediction is worth here
-RUNGS = (0.6, 0.8)  # shares of the margin, after the probe has corrected the prediction
-HOPELESS = 1.0  # share of a margin above which a rung's selection score makes certifying it a waste
-
 
 @dataclass(eq=False)
 class Job:
     """The stages of one run, each a piece of work that the journal keeps.
 
     Args:
-        reference: the model handed in.
+        reference: the model handed in; everything is measured against it.
+        network: what is compressed: the reference, or a rewrite of it.
         words: the three texts.
         asked: every claim.
         limit: on the size, or None.
@@ -69,6 +66,7 @@ class Job:
     """
 
     reference: Network
+    network: Network
     words: Texts
     asked: tuple[Asked, ...]
     limit: Budget | None
@@ -90,7 +88,7 @@ class Job:
         )
         check_noise(self.claims, self.noise_floor)  # before the work begins that takes minutes
         self.collected = collect(
-            self.reference, self.words.calibration, self.journal,
+            self.network, self.words.calibration, self.journal,
             fisher_windows=self.settings.fisher_windows, seed=self.settings.seed, progress=self.progress,
         )  # fmt: skip
 
@@ -99,10 +97,10 @@ class Job:
         engine = find(self.settings.engine)
         assert self.settings.dtype is not None
         table = tabulate(
-            self.reference, self.collected, engine, self.journal,
+            self.network, self.collected, engine, self.journal,
             dtype=self.settings.dtype, method=self.settings.method, progress=self.progress,
         )  # fmt: skip
-        return planner_of(self.reference, self.settings, table)
+        return planner_of(self.network, self.settings, table, model=self.reference)
 
     def build(self, plan: Plan) -> Candidate:
         """Carry one plan out and score it on the selection split."""
@@ -115,6 +113,7 @@ class Job:
             self.selection_states,
             text_metrics(self.asked),
             self.progress,
+            self.network,
         )
 
     def scores(self, candidate: Candidate) -> dict[str, Pilot]:
@@ -139,17 +138,11 @@ class Job:
         planner = self.planner()
         if self.limit is not None:
             return [self.build(planner.for_budget(self.limit))]
-        probe = self.build(planner.within_damage(PROBE * allowed_before(self.claims)))
-        # Second-order prediction is off by a factor that all plans near the probe share; the probe measures it.
-        scores, damage = self.scores(probe), probe.plan.damage
-        found = {probe.key: probe}
-        for share in RUNGS:
-            candidate = self.build(planner.within_damage(allowed_after(self.claims, share, damage, scores)))
-            found.setdefault(candidate.key, candidate)
-        strains = {key: strain(self.claims, self.scores(candidate)) for key, candidate in found.items()}
-        ladder = sorted(found.values(), key=lambda candidate: (strains[candidate.key], -candidate.size))
-        hopeful = [candidate for candidate in ladder if strains[candidate.key] < HOPELESS]
-        return _smaller_as_riskier(hopeful) or ladder[:1]
+
+        def within_damage(damage: float) -> Candidate:
+            return self.build(planner.within_damage(damage))
+
+        return rungs(within_damage(PROBE * allowed_before(self.claims)), within_damage, self.scores, self.claims)
 
     @property
     def total(self) -> float:
@@ -159,12 +152,12 @@ class Job:
     @cached_property
     def rules(self) -> Rules:
         """How every rung is judged; the texts are opened here."""
-        fingerprints = {p.on: of_value([p.opened, self.reference.source.fingerprint]) for p in self.populations}
+        ledgers = ledgers_of(self.populations, self.reference)
         self.openings, opening, numbers = open_all(
-            fingerprints, self.key, total=self.total, candidate="ladder",
+            ledgers, self.key, total=self.total, candidate="ladder",
             claims=[one.budget.label for one in self.claims], reserve=self.settings.reserve,
         )  # fmt: skip
-        return replace(self._rules(opening), numbers=numbers)
+        return replace(self._rules(opening), numbers=numbers, ledgers=ledgers)
 
     def _rules(self, opening: Opened) -> Rules:
         return Rules(
@@ -235,23 +228,15 @@ class Job:
         }  # fmt: skip
 
 
-def planner_of(reference: Network, settings: Settings, table: Table) -> Planner:
-    """What makes plans from a table of predictions."""
+def planner_of(network: Network, settings: Settings, table: Table, *, model: Network) -> Planner:
+    """What makes plans for a network, which may be a rewrite of the model handed in, from a table of predictions."""
     assert settings.dtype is not None
     beside = sum(
         len(content) if isinstance(content, bytes) else content.stat().st_size
-        for content in reference.source.auxiliary().values()
+        for content in network.source.auxiliary().values()
     )
     return Planner(
-        network=reference, table=table, engine=find(settings.engine), dtype=settings.dtype,
-        seed=settings.seed, allocation=settings.allocation, beside=beside,
+        network=network, table=table, engine=find(settings.engine), dtype=settings.dtype,
+        seed=settings.seed, allocation=settings.allocation, beside=beside, model=model.source.fingerprint,
+        rewrites=settings.rewrites,
     )  # fmt: skip
-
-
-def _smaller_as_riskier(ladder: list[Candidate]) -> list[Candidate]:
-    """Drop rungs that are riskier and yet no smaller than one before."""
-    kept: list[Candidate] = []
-    for candidate in ladder:
-        if not kept or candidate.size < kept[-1].size:
-            kept.append(candidate)
-    return kept

@@ -1,9 +1,10 @@
-"""How far a ladder may go: damage in nats that the claims allow, before and after a first candidate was measured."""
+"""How far a ladder may go, before and after a first candidate was measured, and the rungs that follow."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 from pennyweight.flow.certifying.claims import Asked
 from pennyweight.flow.certifying.rules import Pilot
@@ -12,6 +13,63 @@ from pennyweight.flow.certifying.rules import Pilot
 # other bounded distances are near it. A probe corrects the guess.
 ROOT_OF_KL = 0.55
 MOST_GROWTH = 4.0  # damage after the probe over the probe's: beyond that nothing was measured
+PROBE = 0.7  # share of the margin the first candidate is planned to spend; it tells what prediction is worth here
+RUNGS = (0.6, 0.8)  # shares of the margin, after the probe has corrected the prediction
+HOPELESS = 1.0  # share of a margin above which a rung's selection score makes certifying it a waste
+
+
+class Rung(Protocol):
+    """A candidate of a ladder, whatever kind of network it is."""
+
+    @property
+    def key(self) -> str:
+        """Equal for equal plans."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        ...
+
+    @property
+    def damage(self) -> float:
+        """Predicted."""
+        ...
+
+
+R = TypeVar("R", bound=Rung)
+
+
+def rungs(
+    probe: R, within_damage: Callable[[float], R], scores: Callable[[R], Mapping[str, Pilot]], claims: Sequence[Asked]
+) -> list[R]:  # fmt: skip
+    """Candidates from safe to aggressive, from what a probe lost on the selection split.
+
+    Second-order prediction is off by a factor that all plans near the probe share; the probe measures it.
+
+    Args:
+        probe: the first candidate.
+        within_damage: builds the smallest candidate of at most so much predicted damage.
+        scores: of a candidate on the selection split, by population.
+        claims: limits on losses.
+    """
+    found = {probe.key: probe}
+    for share in RUNGS:
+        candidate = within_damage(allowed_after(claims, share, probe.damage, scores(probe)))
+        found.setdefault(candidate.key, candidate)
+    strains = {key: strain(claims, scores(candidate)) for key, candidate in found.items()}
+    ladder = sorted(found.values(), key=lambda candidate: (strains[candidate.key], -candidate.size))
+    hopeful = [candidate for candidate in ladder if strains[candidate.key] < HOPELESS]
+    return _smaller_as_riskier(hopeful) or ladder[:1]
+
+
+def _smaller_as_riskier(ladder: list[R]) -> list[R]:
+    """Drop rungs that are riskier and yet no smaller than one before."""
+    kept: list[R] = []
+    for candidate in ladder:
+        if not kept or candidate.size < kept[-1].size:
+            kept.append(candidate)
+    return kept
 
 
 def allowed_before(claims: Sequence[Asked]) -> float:

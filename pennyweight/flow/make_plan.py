@@ -15,6 +15,7 @@ from pennyweight.methods.allocation import Limit
 from pennyweight.network.network import Network
 from pennyweight.plan import Plan, plan_of
 
+REMAKE = "make a new plan with pennyweight plan MODEL"
 OVERHEAD = 65_536  # bytes of headers, config and index beside the tensors; the exact number is known once written
 
 
@@ -30,6 +31,8 @@ class Planner:
         seed: recorded in the plan.
         allocation: the allocator's name.
         beside: bytes of tokenizer and other files that are copied along.
+        model: fingerprint of the model that the user has, where the network is a rewrite of it.
+        rewrites: that led from there to the network.
     """
 
     network: Network
@@ -39,6 +42,8 @@ class Planner:
     seed: int = 0
     allocation: str = "integer_program"
     beside: int = 0
+    model: str = ""
+    rewrites: tuple[str, ...] = ()
 
     def within_damage(self, damage: float) -> Plan:
         """The smallest plan whose predicted KL is at most `damage`, nats per token."""
@@ -120,7 +125,7 @@ class Planner:
         return plan_of(
             choices, kept=kept, engine=self.engine.name, dtype=self.dtype, seed=self.seed,
             bytes=self.table.fixed_bytes + sum(option.bytes for option in choices),
-            model=self.network.source.fingerprint,
+            model=self.model or self.network.source.fingerprint, rewrites=self.rewrites,
         )  # fmt: skip
 
 
@@ -137,19 +142,38 @@ def check_dtype(dtype: str, engine: Engine) -> None:
         )  # fmt: skip
 
 
-def check_plan(plan: Plan, network: Network, *, site: str = "plan") -> Engine:
+def check_model(plan: Plan, fingerprint: str, *, site: str = "plan") -> None:
+    """Refuse a plan that was made for another model.
+
+    Raises:
+        InvalidPlan: it was.
+    """
+    if plan.model != fingerprint:
+        raise InvalidPlan(
+            f"this plan was made for another model ({plan.model[:12]}…, here {fingerprint[:12]}…)",
+            expected="the model whose weights and config the plan was made for", mend=REMAKE, site=site,
+        )  # fmt: skip
+
+
+def check_plan(plan: Plan, network: Network, *, model: str | None = None, site: str = "plan") -> Engine:
     """Refuse a plan that cannot be carried out on this network, before any work.
+
+    Args:
+        plan: the recipe.
+        network: what is to be compressed.
+        model: fingerprint of the model it is a rewrite of; None where it is none.
+        site: what to call the plan.
 
     Raises:
         InvalidPlan: made for another model, names an unknown site or method, gives fused sites different steps, or
             asks for something the engine or the shape refuses.
     """
-    remake = "make a new plan with pennyweight plan MODEL"
-    if plan.model != network.source.fingerprint:
+    check_model(plan, network.source.fingerprint if model is None else model, site=site)
+    if plan.rewrites and model is None:
         raise InvalidPlan(
-            f"this plan was made for another model ({plan.model[:12]}…, here {network.source.fingerprint[:12]}…)",
-            expected="the model whose weights and config the plan was made for",
-            mend=remake, site=site,
+            f"this plan rewrites the model first ({', '.join(plan.rewrites)})",
+            expected="a plan for the model as it is",
+            mend="pennyweight compress --plan carries it out, rewrites included", site=site,
         )  # fmt: skip
     engine = find(plan.engine)
     check_dtype(plan.dtype, engine)
@@ -157,7 +181,7 @@ def check_plan(plan: Plan, network: Network, *, site: str = "plan") -> Engine:
     for name, step in plan.steps.items():
         if name not in sites:
             raise InvalidPlan(
-                "the model has no such site", expected="a site that pennyweight inspect lists", mend=remake, site=name
+                "the model has no such site", expected="a site that pennyweight inspect lists", mend=REMAKE, site=name
             )
         for stage in step.stages:
             try:

@@ -49,7 +49,7 @@ def observe(
 
 def _whole(network: Network, batches: Sequence[Mapping[str, Any]], gram: bool) -> dict[str, Seen]:
     with materialised(network, exact=False, dtype=torch.float32) as model, torch.no_grad():
-        observing = Observing(dict(model.named_parameters(remove_duplicate=False)), gram=gram)
+        observing = Observing(dict(model.named_parameters(remove_duplicate=False)), model, gram=gram)
         with observing:
             for batch in batches:
                 model(**batch)
@@ -65,12 +65,13 @@ def _streamed(network: Network, windows: Windows, gram: bool) -> dict[str, Seen]
         for index, block in enumerate(network.blocks):
             with runner.block(index) as run:
                 parameters = {name: runner.parameter(name) for name in block.parameters}
-                observing = Observing(parameters, gram=gram)
+                observing = Observing(parameters, runner.module(""), gram=gram)
                 with observing:
                     hidden = [run(chunk) for chunk in hidden]
                 seen |= observing.seen
         with runner.end() as finish:
-            observing = Observing({name: runner.parameter(name) for name in network.outer}, gram=gram)
+            parameters = {name: runner.parameter(name) for name in network.outer}
+            observing = Observing(parameters, runner.module(""), gram=gram)
             with observing:
                 finish(torch.cat(hidden).flatten(0, 1)[:HEAD_TOKENS])
             seen |= observing.seen

@@ -27,6 +27,7 @@ class Settings:
         allocation: the allocator.
         method: the quantizer.
         dtype: of everything dense; None takes the model's own 16-bit type, or float16.
+        rewrites: changes of basis that the model goes through first, by name, in this order.
         threads: of the arithmetic; results are the same only for the same number.
     """
 
@@ -45,4 +46,5 @@ class Settings:
     allocation: str = "integer_program"
     method: str = "gptq"
     dtype: str | None = None
+    rewrites: tuple[str, ...] = ()
     threads: int = field(default_factory=torch.get_num_threads)

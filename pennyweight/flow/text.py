@@ -58,6 +58,7 @@ def texts(
     count: int,
     selection: int,
     seed: int = 0,
+    apart: bool = False,
 ) -> Texts:
     """Read, split and cut the texts of a run.
 
@@ -72,6 +73,7 @@ def texts(
         count: calibration windows at most.
         selection: selection windows at most.
         seed: of the choice of windows, where a split has more than that.
+        apart: whether no window of selection and certification reaches into a second document.
 
     Raises:
         InvalidText: a text that cannot be read, is too short, or is not disjoint from the other.
@@ -92,7 +94,10 @@ def texts(
     separator = separator_id(network.source, tokenizer)
     cuts = {}
     for split, least in LEAST.items():
-        whole = cut(parts[split], tokenizer, length=length, split=split, source=sources[split], separator=separator)
+        whole = cut(
+            parts[split], tokenizer, length=length, split=split, source=sources[split], separator=separator,
+            apart=apart and split != "calibration",
+        )  # fmt: skip
         require_windows(whole, least, PURPOSE[split])
         check_vocabulary(whole, network)
         cuts[split] = whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from pennyweight.budget import Certificate
 from pennyweight.errors import InvalidPlan, PennyweightError, VerificationFailed
 from pennyweight.flow import artifact
 from pennyweight.flow.certifying import record
+from pennyweight.flow.certifying.claims import Asked, is_discrete
 from pennyweight.flow.certifying.judge import Evidence, claims, fingerprints_of, judge_evidence
-from pennyweight.flow.certifying.rules import Rules, drawn_order
+from pennyweight.flow.certifying.rules import Rules, drawn_order, lot_of
+from pennyweight.flow.rewrite import LARGEST_CHANGE
+from pennyweight.methods.multiplicity import AlphaLedger
 from pennyweight.numerics.hashing import of_value
 from pennyweight.plan import Plan
 
@@ -53,8 +57,9 @@ def verify(directory: str | Path) -> Verified:
     stored = record.read_certificate(directory)
     asked, parts, rules, weights = record.read_evidence(directory)
     try:
+        _check_opening(asked, rules)
         for part in parts:
-            _check_order(part, weights, rules)
+            _check_order(asked, part, weights, rules)
         again = judge_evidence(asked, parts, rules, stored.fingerprints, weights)
     except VerificationFailed:
         raise
@@ -92,18 +97,43 @@ def is_bare(directory: Path) -> bool:
     return all(name.startswith(f"{artifact.FOLDER}/") for name in artifact.files(directory))
 
 
-def _check_order(part: Evidence, weights: str, rules: Rules) -> None:
+def _check_opening(asked: Sequence[Asked], rules: Rules) -> None:
+    """Refuse an opening with a level that its number does not have, or that says it spent less than its own level.
+
+    What other openings spent depends on their confidences, which are not told here: any one of them may have been tiny.
+    """
+    opening, total = rules.opening, 1 - asked[0].budget.confidence
+    number = max(rules.numbers.values(), default=1)
+    levels = [AlphaLedger(reserve=reserve).level(total, number) for reserve in (False, True)]
+    alone = math.isclose(opening.spent, opening.alpha, rel_tol=1e-9)
+    if (
+        opening.number != number
+        or not any(math.isclose(opening.alpha, level, rel_tol=1e-9) for level in levels)
+        or (not alone if number == 1 else alone or opening.spent < opening.alpha)
+    ):
+        raise VerificationFailed(
+            f"opening {opening.number} at level {opening.alpha:g}, {opening.spent:g} spent, is not one that the ledger "
+            "gives",
+            expected=f"opening {number} at level {levels[0]:g}, or {levels[1]:g} in reserve, and the sum spent so far",
+            mend="do not rely on it; certify again", site="evidence.json",
+        )  # fmt: skip
+
+
+def _check_order(asked: Sequence[Asked], part: Evidence, weights: str, rules: Rules) -> None:
     found = next(iter(part.scored.values()))
     documents = np.array(part.documents, dtype=np.int64)
-    _, order = drawn_order(part.size, part.fingerprint, documents, weights, rules, part.on)
+    lot = lot_of(asked, part.pilot, rules, part.on)
+    _, order = drawn_order(part.size, part.fingerprint, documents, weights, rules, part.on, lot)
     if found.drawn.tolist() != order[: len(found.drawn)].tolist():
         raise VerificationFailed(
             "the units were not scored in the order that the hashes prescribe",
             expected="a random order that follows from text and artifact", mend="do not rely on it",
             site="evidence.json",
         )  # fmt: skip
+    metrics = [one.metric for one in asked if one.on == part.on]
+    discrete = is_discrete(metrics[0]) if metrics and metrics[0].reads == "outputs" else bool(part.on)
     if (
-        part.discrete != bool(part.on)
+        part.discrete != discrete
         or found.fingerprint != part.fingerprint
         or (rules.groups and len(part.labels) != part.size)
     ):
@@ -120,7 +150,9 @@ def _check_fingerprints(directory: Path, stored: Certificate, parts: tuple[Evide
     expected |= fingerprints_of(parts)
     if not is_bare(directory):
         expected["artifact"] = artifact.model_hash(directory)
-        expected["plan"] = of_value(_plan(directory).to_toml())
+        plan = _plan(directory)
+        expected["plan"] = of_value(plan.to_toml())
+        _check_rewrites(directory, run, plan)
         texts = run.get("texts") if isinstance(run, dict) else None
         expected["calibration"] = str(texts.get("calibration") if isinstance(texts, dict) else None)
         _equal("weights", weights, artifact.weights_hash(directory), directory)
@@ -131,6 +163,21 @@ def _check_fingerprints(directory: Path, stored: Certificate, parts: tuple[Evide
         )  # fmt: skip
     for name, found in expected.items():
         _equal(name, known.get(name), found, directory)
+
+
+def _check_rewrites(directory: Path, run: Any, plan: Plan) -> None:
+    """Refuse a plan that names other rewrites than the run, or a probe that found the function changed."""
+    settings = run.get("settings") if isinstance(run, dict) else None
+    told = settings.get("rewrites", []) if isinstance(settings, dict) else []
+    steps: Any = artifact.read_record(directory, "rewrite.json").get("steps") if plan.rewrites else []
+    changes = [step.get("change") if isinstance(step, dict) else None for step in steps or []]
+    exact = all(isinstance(change, float | int) and change <= LARGEST_CHANGE for change in changes)
+    if list(plan.rewrites) != list(told) or len(changes) != len(plan.rewrites) or not exact:
+        raise VerificationFailed(
+            f"the plan rewrites the model by {', '.join(plan.rewrites) or 'nothing'}; the records do not bear it out",
+            expected="the same rewrites in plan.toml, run.json and rewrite.json, none of which changed the function",
+            mend="restore it from a copy", site=str(directory),
+        )  # fmt: skip
 
 
 def _differences(true: Any, told: Any, name: str) -> list[str]:

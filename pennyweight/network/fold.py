@@ -24,7 +24,7 @@ from pennyweight.errors import InvalidTransform, InvalidWeights
 from pennyweight.network.source import DTYPES, Source, TensorInfo
 from pennyweight.network.symmetry import ORTHOGONAL, PERMUTATION, POSITIVE, Side, Symmetry
 from pennyweight.network.watch import Port
-from pennyweight.numerics.hashing import of_value
+from pennyweight.numerics.hashing import of_bytes, of_value
 
 EXACT = 1e-9  # how far from orthogonal, or from keeping the mean, a matrix in float64 may be
 STORED = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
@@ -56,8 +56,9 @@ class Transform:
     @property
     def fingerprint(self) -> str:
         """Hash of its numbers."""
-        parts = {k: v.tolist() for k, v in vars(self).items() if v is not None}
-        return of_value(parts)
+        parts = {name: getattr(self, name) for name in ("scale", "order", "matrix", "shift")}
+        held = {name: part.double().contiguous() for name, part in parts.items() if part is not None}
+        return of_value({name: [list(v.shape), of_bytes(v.numpy().tobytes())] for name, v in held.items()})
 
     @cached_property
     def contragredient(self) -> Transform:
@@ -162,7 +163,7 @@ class Rewritten:
         folds: in the order in which they apply.
 
     Raises:
-        InvalidTransform: a rotation across a norm that still holds its gain or bias; the norm is named.
+        InvalidTransform: a rotation across a norm that still holds its gain; the norm is named.
         InvalidWeights: a folded value is beyond what the stored type holds (when it is read).
     """
 
@@ -177,8 +178,9 @@ class Rewritten:
                 if place in done:  # a tied tensor writes and reads: an orthogonal transform acts on it once
                     continue
                 done.add(place)
-                if fold.transform.matrix is not None and side.port.parameter.rpartition(".")[0] in fold.symmetry.norms:
-                    continue  # a norm without gain and bias commutes with rotations; nothing of it changes
+                owner = side.port.parameter.rpartition(".")[0]
+                if fold.transform.matrix is not None and side.port.kind == "gain" and owner in fold.symmetry.norms:
+                    continue  # a norm without gain commutes with rotations; its bias turns like any other vector
                 self._edits.setdefault(side.port.parameter, []).append((step, side))
                 if side.bias is not None and side.inverse and fold.transform.shift is not None:
                     self._shifts.setdefault(side.bias.parameter, []).append((step, side))
@@ -242,7 +244,7 @@ class Rewritten:
 
     def exact(self, name: str, until: int | None = None) -> Tensor:
         """The tensor in float64 after the folds before `until`, not rounded."""
-        tensor = self.source.read(name).double()
+        tensor = exact(self.source, name)
         edits = [(step, False, side) for step, side in self._edits.get(name, [])]
         edits += [(step, True, side) for step, side in self._shifts.get(name, [])]
         for step, is_shift, side in sorted(edits, key=lambda edit: edit[:2]):
@@ -253,20 +255,19 @@ class Rewritten:
                 weight = self.exact(side.port.parameter, step + 1)
                 tensor = tensor - _through(weight, side, _spread(transform.shift, side))  # type: ignore[arg-type]
             else:
-                tensor = _act(tensor, side, transform)
+                tensor = acted(tensor, side, transform)
         return tensor
 
     def _check_norms(self, step: int, fold: Fold) -> None:
         norms = fold.symmetry.norms
         for side in fold.symmetry.sides:
             port, owner = side.port, side.port.parameter.rpartition(".")[0]
-            if owner not in norms or port.kind not in ("gain", "bias"):
+            if owner not in norms or port.kind != "gain":
                 continue
-            neutral = 1.0 - port.offset if port.kind == "gain" else 0.0
-            if float((self.exact(port.parameter, step) - neutral).abs().max()) > EXACT:
+            if float((self.exact(port.parameter, step) + port.offset - 1).abs().max()) > EXACT:
                 raise InvalidTransform(
-                    f"the {port.kind} of {owner} is not folded away", site=fold.symmetry.name,
-                    expected="norms without gain and bias: a rotation does not commute with them",
+                    f"the gain of {owner} is not folded away", site=fold.symmetry.name,
+                    expected="norms without gain: a rotation does not commute with scales",
                     mend="rewrite with fold_norms first; a norm whose output is added to the residual cannot be folded",
                 )  # fmt: skip
 
@@ -279,14 +280,35 @@ class Rewritten:
         return replace(info, dtype="float32", bytes=4 * count)
 
 
+def exact(source: Source, name: str) -> Tensor:
+    """A tensor in float64; of a rewritten source, before it is rounded to the type it is stored in."""
+    unrounded = getattr(source, "exact", None)
+    return source.read(name).double() if unrounded is None else unrounded(name)
+
+
+def rows(tensor: Tensor, side: Side) -> Float[Tensor, "rows channels"]:
+    """A stored tensor with the channels of a side last, in float64; of a layer's weight, one row an output."""
+    return _moved(tensor.double(), side.port, side.inverse)
+
+
+def replaced_rows(tensor: Tensor, side: Side, values: Float[Tensor, "rows channels"]) -> Tensor:
+    """The stored tensor with what `rows` gave replaced."""
+    return _put(tensor, side.port, side.inverse, values)
+
+
 def activation(side: Side) -> str:
     """The name statistics go by: what a reader reads, or what a writer writes."""
     return f"{side.port.parameter.removesuffix('.weight')}:{'input' if side.inverse else 'output'}"
 
 
+def written(side: Side) -> str:
+    """The name of the statistics of what a layer or norm writes; in a pair both sides do."""
+    return f"{side.port.parameter.removesuffix('.weight')}:output"
+
+
 def channel_values(tensor: Tensor, side: Side, size: int, reduce: str = "amax") -> Float[Tensor, " size"]:
     """The largest |w| (or `sum` of |w|) of a tensor for every channel of a transform; zero where it has no part."""
-    moved = _moved(tensor.double(), side.port, side.inverse)
+    moved = rows(tensor, side)
     values = moved.abs().flatten(0, -2).amax(0) if reduce == "amax" else moved.abs().flatten(0, -2).sum(0)
     touched = side.index >= 0
     out = torch.zeros(size, dtype=torch.float64)
@@ -319,8 +341,8 @@ def _put(tensor: Tensor, port: Port, inverse: bool, values: Tensor) -> Tensor:
     return flat.reshape(moved.shape).movedim(-1, port.dim).contiguous()
 
 
-def _act(tensor: Tensor, side: Side, transform: Transform) -> Tensor:
-    """The transform, or its inverse transposed, along the channels of a port."""
+def acted(tensor: Tensor, side: Side, transform: Transform) -> Tensor:
+    """A stored tensor after a transform, its inverse transposed on a side that reads; biases behind it stay."""
     port = side.port
     acting = transform.contragredient if side.inverse else transform
     values = _moved(tensor, port, side.inverse) + (port.offset if port.kind == "gain" else 0.0)

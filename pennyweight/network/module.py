@@ -16,7 +16,7 @@ from pennyweight.network.source import TensorInfo, find_tensor
 
 
 class ModuleSource:
-    """The parameters of a module, by name; the module is not changed.
+    """The parameters of a module, and what is stored of a norm's statistics, by name; the module is not changed.
 
     Args:
         module: it stays in memory for as long as the source lives.
@@ -27,7 +27,7 @@ class ModuleSource:
         self.module = module
         self.path = Path(name or type(module).__name__)
         self.config: Mapping[str, Any] = {"model_type": type(module).__name__}
-        self._parameters = dict(module.named_parameters())
+        self._parameters: dict[str, Tensor] = {**dict(module.named_parameters()), **stored_buffers(module)}
         self.tensors: Mapping[str, TensorInfo] = {
             key: TensorInfo(key, tuple(p.shape), str(p.dtype).removeprefix("torch."), p.numel() * p.element_size())
             for key, p in self._parameters.items()
@@ -48,7 +48,7 @@ class ModuleSource:
         digest = hashlib.sha256()
         for name, parameter in self._parameters.items():
             digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-            digest.update(parameter.detach().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(parameter.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     @property
@@ -64,6 +64,16 @@ class ModuleSource:
     def auxiliary(self) -> Mapping[str, bytes | Path]:
         """Nothing lies beside it."""
         return {}
+
+
+def stored_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Buffers of floats that a checkpoint of the module would hold, such as running means; by name."""
+    found = {}
+    for path, owner in module.named_modules():
+        for name, buffer in owner._buffers.items():
+            if buffer is not None and buffer.is_floating_point() and name not in owner._non_persistent_buffers_set:
+                found[f"{path}.{name}" if path else name] = buffer
+    return found
 
 
 def module_with(module: nn.Module, read: Mapping[str, Tensor]) -> nn.Module:

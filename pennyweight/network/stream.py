@@ -21,6 +21,7 @@ from pennyweight.errors import InvalidModel
 from pennyweight.network.network import Network
 from pennyweight.network.source import check_finite
 from pennyweight.network.trace import skeleton
+from pennyweight.numerics.double import to_double
 from pennyweight.numerics.linear import linear
 from pennyweight.numerics.memory import release
 
@@ -42,11 +43,13 @@ class Stream:
         network: what to run.
         dtype: of weights and activations; a 16-bit one shows what rounding in the arithmetic does.
         chunk_tokens: tokens run through a block at once, at least one window.
+        read: another way to get a tensor by the name it is stored under than to ask the network's source.
     """
 
     network: Network
     dtype: torch.dtype = torch.float32
     chunk_tokens: int = CHUNK_TOKENS
+    read: Callable[[str], Tensor] | None = None
     _model: nn.Module = field(init=False)
     _calls: dict[tuple[int, ...], list[tuple[tuple[Any, ...], dict[str, Any]]]] = field(
         init=False, default_factory=dict
@@ -57,6 +60,9 @@ class Stream:
         for module in self._model.modules():
             if type(module) is nn.Linear:
                 module.forward = _fast_forward(module)  # type: ignore[method-assign, assignment]
+            if self.dtype == torch.float64:  # narrower types leave buffers as the model's own code made them
+                for name, buffer in module._buffers.items():
+                    module._buffers[name] = to_double(buffer)
 
     @contextmanager
     def beginning(self) -> Iterator[Callable[[Int[Tensor, "windows length"]], Hidden]]:
@@ -180,7 +186,7 @@ class Stream:
     @contextmanager
     def _materialised(self, names: tuple[str, ...]) -> Iterator[None]:
         """Read parameters into the module tree in the stream's dtype; put them back on the meta device afterwards."""
-        source = self.network.source
+        read_stored = self.read or self.network.source.read
         placed: list[tuple[nn.Module, str, nn.Parameter]] = []
         read: dict[str, nn.Parameter] = {}  # a tensor that two names share is in memory once
         try:
@@ -190,7 +196,7 @@ class Stream:
                 before = getattr(module, attribute)
                 stored = self.network.stored_name(name)
                 if stored not in read:
-                    tensor = source.read(stored).to(self.dtype)
+                    tensor = read_stored(stored).to(self.dtype)
                     check_finite(name, tensor)
                     read[stored] = nn.Parameter(tensor, requires_grad=False)
                 setattr(module, attribute, read[stored])

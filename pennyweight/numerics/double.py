@@ -25,7 +25,18 @@ class Float64(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = widened(args, kwargs or {})
+        if func is getattr(torch, "_grouped_mm", None) and args[0].dtype == torch.float64:
+            return _grouped(*args, **kwargs)
         return CASTS.get(func, func)(*args, **kwargs)
+
+
+def _grouped(rows: Tensor, matrices: Tensor, *, offs: Tensor | None = None, **_: Any) -> Tensor:
+    """Runs of rows, each times the matrix of its own; PyTorch has no such product in float64."""
+    if offs is None or rows.dim() != 2 or matrices.dim() != 3:
+        return rows @ matrices
+    starts = [0, *offs.tolist()]
+    parts = [rows[a:b] @ one for a, b, one in zip(starts, starts[1:], matrices, strict=False)]
+    return torch.cat([*parts, rows.new_zeros(len(rows) - starts[-1], matrices.shape[-1])])
 
 
 def widened(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -138,6 +138,32 @@ def random_orthogonal(n: int, generator: torch.Generator) -> Float64[Tensor, "n 
     return result
 
 
+def keeping_mean(q: Float[Tensor, "m m"]) -> Float64[Tensor, "m+1 m+1"]:
+    """An orthogonal matrix with one row more that turns as `q` does and leaves the vector of ones where it is.
+
+    A Householder reflection P swaps the last axis and the direction of the ones; P diag(q, 1) P turns what is
+    perpendicular to them. The mean of a row, and its spread around the mean, stay what they were. Differentiable.
+
+    Args:
+        q: orthogonal.
+    """
+    basis = mean_free_basis(len(q) + 1)
+    result: Tensor = basis @ q.double() @ basis.mT + 1 / (len(q) + 1)
+    return result
+
+
+def mean_free_basis(n: int) -> Float64[Tensor, "n n-1"]:
+    """An orthonormal basis of the vectors of n numbers that add up to zero, one a column.
+
+    Args:
+        n: >= 2.
+    """
+    v = torch.full((n,), n**-0.5, dtype=torch.float64)
+    v[-1] -= 1
+    reflection = torch.eye(n, dtype=torch.float64) - 2 * torch.outer(v, v) / (v @ v)
+    return reflection[:, :-1].contiguous()
+
+
 def _parts(n: int) -> tuple[tuple[int, ...], int]:
     """Orders of the Paley matrices that n is made of, and k, the power of two that remains."""
     found = order(n)

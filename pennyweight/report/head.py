@@ -6,7 +6,7 @@ from pennyweight.budget import Claim
 from pennyweight.report.html import Html, bullets, join, paragraph, raw, table, tag
 from pennyweight.report.record import Record
 from pennyweight.report.shown import approximate, complete, named, of
-from pennyweight.report.verdict import verdict
+from pennyweight.report.verdict import capped, verdict
 from pennyweight.report.words import (
     NONE,
     decimal,
@@ -75,7 +75,8 @@ def _claim(claim: Claim) -> list[object]:
         mark = f"✗ {'not within, exactly' if claim.verdict == 'exact' else claim.verdict}"
     population = claim.terms.population
     scored = f"{integer(claim.scored)} of {integer(population)}" if population is not None else integer(claim.scored)
-    bound = "exact" if complete(claim) else f"≤ {metric.at_most(claim.bound)}"
+    up_to = " (capped)" if claim.terms.tail_alpha else ""
+    bound = "exact" if complete(claim) else f"≤ {metric.at_most(claim.bound)}{up_to}"
     return [asked, metric.value(claim.estimate), bound, f"{scored} {claim.counted}", mark]
 
 
@@ -83,13 +84,22 @@ def _rests_on(record: Record) -> Html:
     """The opening of the text and the noise floor, in one plain sentence each."""
     opening, floor = record.certificate.opening, record.certificate.noise_floor
     level, spent = limit(opening.alpha), rounded_up(100 * opening.spent)
-    said = f"This is opening number {opening.number} of its held-out data, and its claims share an error level of "
-    if opening.number == 1:
-        said += f"{level}: that is the chance that any of them is false, at most."
+    said = f"This is opening number {opening.number} of its held-out data, and "
+    if len(record.claims) == 1 and not record.claims[0].slices:
+        said += f"its claim has an error level of {level}: that is the chance that it is false, at most."
     else:
         said += (
-            f"{level}; each opening is another chance to be wrong, and with all earlier ones the chance that any "
-            f"certificate is false is at most {spent} %."
+            f"it has an error level of {level}: that is the chance that the gate is open wrongly, at most, and "
+            "separately the chance that any bound in the table is too low."
+        )
+        if len(record.limits) > 1:
+            said += " A single limit marked certified while the gate is closed has that level to itself."
+        if any(claim.slices for claim in record.claims):
+            said += " Groups are a third statement, with that level once more."
+    if opening.number > 1:
+        said += (
+            " Each opening is another chance to be wrong: with all earlier ones, the chance that the gate was ever "
+            f"opened wrongly is at most {spent} %."
         )
     sentences: list[object] = [join([tag("b", "Opening. "), said])]
     lines: list[tuple[str, str]] = []
@@ -190,8 +200,10 @@ def _bound(claim: Claim) -> Html:
         return _card("Exact change", metric.value(claim.estimate), f"{named(claim)}; no sampling error")
     name = "Certified bound" if claim.verdict == "certified" else "Upper bound"
     notes = [f"on {named(claim)}, at {limit(1 - claim.terms.printed_alpha - claim.terms.tail_alpha)} confidence"]
+    if words := capped([claim]):
+        notes.append(words)
     if claim.above_cap:
-        notes.append(f"{integer(claim.above_cap)} {claim.counted} beyond the cap")
+        notes.append(f"{integer(claim.above_cap)} {claim.counted} scored beyond it")
     found = metric.at_most(claim.bound)
     return _card(name, found if found == NONE else f"≤ {found}", *notes)
 

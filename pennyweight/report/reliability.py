@@ -71,6 +71,7 @@ def curve(found: Calibration, name: str) -> Html:
     described = f"{len(found.before.curve)} bins before, with an error of {_error(found.before)}; "
     described += f"{len(found.after.curve)} after, with {_error(found.after)}."
     bars = f"Upright lines are Clopper-Pearson intervals at {limit(found.after.confidence)}, one bin at a time. "
+    bars += "They treat positions as independent, which neighbours are not, so they are too short. "
     bars += "Below the diagonal a model believes more than it knows."
     image = picture(name, "Reliability of the probabilities, before and after", described, parts)
     return figure(image, *legend, told_below(bars))

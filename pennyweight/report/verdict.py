@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pennyweight.budget import Claim
 from pennyweight.report.record import Record
 from pennyweight.report.shown import approximate, complete, of, task, where
-from pennyweight.report.words import decimal, integer, limit, size
+from pennyweight.report.words import THIN, decimal, integer, limit, rounded_up, size
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ def _one(claim: Claim, confidence: float) -> Verdict:
     changed = _of_model(metric.changed(claim.estimate))
     if claim.verdict == "certified" and claim.holds:
         words = f"With {limit(confidence)} confidence, {_of_model(certified(claim))} {where(claim)}"
-        approximately = ", approximately" if approximate(claim) else ""
-        return Verdict("good", "✓ Certified", f"{words}{approximately}. The limit was {cap}.")
+        words += ", approximately" if approximate(claim) else ""
+        words += f", {up_to}" if (up_to := capped([claim])) else ""
+        return Verdict("good", "✓ Certified", f"{words}. The limit was {cap}.")
     if claim.verdict == "exact":
         if claim.holds:
             words = f"On all {scored} of {_units(claim)}, {changed}. The limit was {cap}."
@@ -74,13 +75,27 @@ def certified(claim: Claim) -> str:
     return of(claim).bounded(min(claim.bound, claim.terms.margin))
 
 
+def capped(claims: Sequence[Claim]) -> str:
+    """Say that very bad units count only up to a cap, and how many of them there can be; nothing where that is not so.
+
+    Where several claims have caps, the largest share is told.
+    """
+    found = [claim for claim in claims if claim.terms.tail_alpha and not complete(claim)]
+    if not found:
+        return ""
+    unit = found[0].counted.removesuffix("s") if len({claim.counted for claim in found}) == 1 else "unit"
+    tail = rounded_up(100 * max(claim.tail_bound for claim in found))
+    return f"each {unit} counted up to a cap that at most {tail}{THIN}% exceed"
+
+
 def _all_hold(limits: Sequence[Claim], record: Record) -> str:
     told = [f"{_within(claim)}{f' ({task(claim)})' if claim.budget.on else ''}" for claim in limits]
     start = f"With {limit(record.certificate.confidence)} confidence, the compressed model"
     if all(complete(claim) for claim in limits):
         start = "Measured on every unit, the compressed model"
     approximately = "approximately, " if any(approximate(claim) for claim in limits) else ""
-    return f"{start} stays within all {len(limits)} limits: {approximately}{', '.join(told[:-1])} and {told[-1]}."
+    end = f", {up_to}" if (up_to := capped(limits)) else ""
+    return f"{start} stays within all {len(limits)} limits: {approximately}{', '.join(told[:-1])} and {told[-1]}{end}."
 
 
 def _within(claim: Claim) -> str:

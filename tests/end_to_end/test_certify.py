@@ -8,10 +8,11 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -25,8 +26,9 @@ from pennyweight.cli import main
 from pennyweight.errors import InfeasibleBudget, VerificationFailed
 from pennyweight.flow import artifact as artifacts
 from pennyweight.flow.certifying import pair as pair
+from pennyweight.flow.certifying import record as records
 from pennyweight.flow.certifying.claims import resolve, usual_engine
-from pennyweight.flow.certifying.judge import fingerprints_of, judge_evidence, judge_population
+from pennyweight.flow.certifying.judge import Judged, claims, fingerprints_of, judge_evidence, judge_population
 from pennyweight.flow.certifying.pair import Judging, certify_pair
 from pennyweight.flow.certifying.populations import Text
 from pennyweight.flow.certifying.rules import Rules
@@ -171,7 +173,7 @@ def test_rounded_by_hand(certified: Certify, truth: Truth) -> None:
         assert truth.mean(claim.metric) <= claim.bound
         assert claim.terms.population == len(truth.text)
         assert claim.statement.partition(":")[2] in made.certificate.statement
-    assert f"All {len(TEXT_CLAIMS)} limits are met" in made.certificate.statement
+    assert f"All {len(TEXT_CLAIMS)} limits are certified" in made.certificate.statement
     assert "95 % confidence" in made.certificate.statement
 
 
@@ -213,6 +215,19 @@ def test_all_of_a_small_quiz(certified: Certify, quiz: Path) -> None:
 # Scopes and bounds
 
 
+def test_source_counts_every_document_that_holds_a_window(llama: Path, tmp_path: Path) -> None:
+    """Documents of one to two windows: cut from the joined text, about half of them would have none of their own."""
+    parts = [part[: 180 + 7 * (i % 9)] for i, part in enumerate(world.documents(120, 1, seed=3))]
+    network, on = load(llama), world.write_text(tmp_path / "short.txt", parts)
+    tokenizer = Tokenizer.from_file(str(llama / "tokenizer.json"))
+    length = min(len(tokenizer.encode(part, add_special_tokens=False).ids) for part in parts)
+    _, whole = pair._texts(network, on, None, judging(length=length, scope="source"))
+    assert len(set(whole.independent.tolist())) == len(whole.windows.names)
+    assert (whole.independent >= 0).all()
+    _, joined = pair._texts(network, on, None, judging(length=length))
+    assert len(set(joined.independent[joined.independent >= 0].tolist())) < len(joined.windows.names)
+
+
 def test_source_draws_one_window_a_document(certified: Certify, text: Path) -> None:
     made = certified("kl 0.3", "tv 30%", on=text, scope="source")
     (part,) = artifacts.read_record(made.out, "evidence.json")["populations"]
@@ -222,6 +237,7 @@ def test_source_draws_one_window_a_document(certified: Certify, text: Path) -> N
     for claim in made.certificate.claims:
         assert (claim.terms.scope, claim.terms.population) == ("source", None)
         assert "drawn independently" in claim.statement
+        assert "(documents that hold a whole window)" in claim.statement
     assert made.holds
 
 
@@ -506,6 +522,85 @@ def test_reserve(command: list[str], tmp_path: Path) -> None:
     opening = certificate(tmp_path / "small")["opening"]
     assert opening["alpha"] == pytest.approx(0.05 * 6 / np.pi**2)
     assert opening["number"] == 1
+
+
+def forged(made: Outcome, out: Path, opening: Opening, numbers: dict[str, int] | None = None) -> Path:
+    """A certificate judged again as if it rested on another opening, with every record and the seal made to agree."""
+    shutil.copytree(made.out, out)
+    asked, parts, rules, weights = records.read_evidence(out)
+    rules = replace(rules, opening=opening, numbers=rules.numbers if numbers is None else numbers)
+    again = judge_evidence(asked, parts, rules, made.certificate.fingerprints, weights)
+    records.write(out, Judged(again, parts), rules, asked, weights)
+    told = {**artifacts.read_record(out, "summary.json"), **msgspec.to_builtins(claims(again, parts[0].scored))}
+    artifacts.write_record(out, "summary.json", told)
+    artifacts.seal(out)
+    return out
+
+
+def test_an_opening_is_what_its_number_says(certified: Certify, tmp_path: Path) -> None:
+    """All records agree with each other, so only the ledger's own rule can tell."""
+    first, second = certified("kl 0.2"), certified("kl 0.25", name="second")
+    honest = second.certificate.opening
+    assert honest.number == 2
+    assert honest.alpha == pytest.approx(0.0125)
+    verify(forged(second, tmp_path / "as it was", honest))
+    forgeries: list[tuple[Outcome, Opening, dict[str, int] | None]] = [
+        (second, Opening(number=1, alpha=0.05, spent=0.05), None),
+        (second, Opening(number=1, alpha=0.0125, spent=0.0125), None),
+        (second, Opening(number=2, alpha=0.05, spent=0.1), None),
+        (second, Opening(number=2, alpha=0.0125, spent=0.0125), None),
+        (second, Opening(number=2, alpha=0.0125, spent=1e-9), None),
+        (second, Opening(number=7, alpha=0.0125, spent=0.0625), None),
+        (first, Opening(number=1, alpha=0.04, spent=0.04), None),
+        (first, Opening(number=1, alpha=0.05, spent=0.01), None),
+        (first, Opening(number=2, alpha=0.0125, spent=0.0625), None),
+    ]
+    for number, (made, opening, numbers) in enumerate(forgeries):
+        with pytest.raises(VerificationFailed, match="not one that the ledger gives"):
+            verify(forged(made, tmp_path / str(number), opening, numbers))
+    with pytest.raises(VerificationFailed, match="order"):  # where the numbers agree, the order of the units does not
+        verify(forged(second, tmp_path / "order", Opening(number=1, alpha=0.05, spent=0.05), {"": 1}))
+
+
+def test_a_reference_that_was_saved_again_is_the_same(certified: Certify, llama: Path, tmp_path: Path) -> None:
+    """Other bytes, the same values: the text stays opened, and what is scored next is drawn in another order."""
+    again = Path(shutil.copytree(llama, tmp_path / "again"))
+    with (again / "config.json").open("a") as config:
+        config.write("\n")
+    tensors = {name: weight.double() for name, weight in load_file(again / "model.safetensors").items()}
+    save_file(tensors, again / "model.safetensors", metadata={"format": "pt"})
+    first, second = certified("kl 0.2"), certified("kl 0.2", model=again, name="second")
+    assert first.certificate.fingerprints["model"] != second.certificate.fingerprints["model"]  # a hash of files
+    assert (first.certificate.opening.number, second.certificate.opening.number) == (1, 2)
+
+
+def test_a_lost_ledger_does_not_give_a_known_order_back(
+    certified: Certify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, list[int]] = {}
+    for name, limit in (("first", "kl 0.2"), ("same", "kl 0.2"), ("other", "kl 0.21")):
+        monkeypatch.setenv("PENNYWEIGHT_STATE", str(tmp_path / f"state {name}"))
+        made = certified(limit, name=name)
+        assert made.certificate.opening.number == 1
+        (part,) = artifacts.read_record(made.out, "evidence.json")["populations"]
+        drawn[name] = part["certification"]["drawn"]
+    assert drawn["first"] == drawn["same"]
+    assert drawn["first"][:16] != drawn["other"][:16]
+
+
+def test_another_text_to_plan_with_is_another_opening(
+    llama: Path, by_hand: Callable[[int], Path], novel: Path, tmp_path: Path
+) -> None:
+    """The pilot sets cap and bets, so whoever changes it after the scores has another chance."""
+    numbers = []
+    for seed in (31, 32):
+        pilot = world.write_text(tmp_path / f"pilot{seed}.txt", world.documents(8, 2, seed=seed))
+        made = certify_pair(
+            llama, by_hand(4), tmp_path / str(seed), budgets=budgets(["kl 0.2"]), on=novel, pilot=pilot,
+            judging=judging(),
+        )  # fmt: skip
+        numbers.append(made.certificate.opening.number)
+    assert numbers == [1, 2]
 
 
 def test_killed_and_resumed(command: list[str], nursery: world.Nursery, tmp_path: Path) -> None:

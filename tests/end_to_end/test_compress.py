@@ -267,7 +267,9 @@ def test_several_limits_hold_together(several: Outcome, quiz: Path) -> None:
     assert [claim.metric for claim in certificate.claims] == ["perplexity", "disagreement", "kl", "accuracy"]
     assert [claim.counted for claim in certificate.claims] == ["windows"] * 3 + ["questions"]
     assert several.holds is certificate.holds is all(claim.holds for claim in certificate.claims) is True
-    assert certificate.statement.startswith("All 4 limits are met; the bounds hold together with 95 % confidence.")
+    assert certificate.statement.startswith(
+        "All 4 limits are certified; the bounds hold together with 95 % confidence."
+    )
     for claim in certificate.claims:  # each is tested alone, and printed at a quarter of the level
         assert claim.terms.printed_alpha == pytest.approx(claim.terms.alpha / 4)
         assert claim.bound >= claim.estimate
@@ -303,7 +305,10 @@ def test_one_limit_that_fails_closes_the_gate(llama: Path, text: Path, tmp_path:
     )  # fmt: skip
     assert not made.holds
     assert [claim.holds for claim in made.certificate.claims].count(False) >= 1
-    assert "limits are not met (disagreement 0.9%" in made.certificate.statement
+    missed = [claim.budget.label for claim in made.certificate.claims if not claim.holds]
+    are = "is" if len(missed) == 1 else "are"
+    assert f"{len(missed)} of 2 limits {are} not certified ({', '.join(missed)})" in made.certificate.statement
+    assert "disagreement 0.9%" in missed
 
 
 def test_two_sizes_are_refused_before_anything_is_read(tmp_path: Path) -> None:

@@ -372,6 +372,14 @@ def other_opening(c: dict[str, Any], e: dict[str, Any]) -> None:
     e["rules"]["opening"]["number"] = 2
 
 
+def another_ledger(c: dict[str, Any], e: dict[str, Any]) -> None:
+    e["rules"]["ledgers"] = {"": "0" * 64}
+
+
+def no_ledger(c: dict[str, Any], e: dict[str, Any]) -> None:
+    del e["rules"]["ledgers"]
+
+
 def other_most(c: dict[str, Any], e: dict[str, Any]) -> None:
     e["rules"]["most"] = 25
 
@@ -480,7 +488,7 @@ EDITS: list[Edit] = [
     salted, no_salt, other_engine, other_engine_in_both, no_engine, other_scope, no_scope, other_alpha,
     other_alpha_in_both, other_opening, other_most, other_noise, grouped, another_budget, no_budget,
     budget_on_a_task, other_artifact, other_weights, other_plan, other_text, scores_of_another_text,
-    other_selection, other_calibration, one_fingerprint_less,
+    another_ledger, no_ledger, other_selection, other_calibration, one_fingerprint_less,
     one_fingerprint_more, other_model, other_code, not_a_number, no_perplexity,
     no_metrics, other_kl, a_field_nobody_knows, a_field_of_a_claim_nobody_knows, nothing,
 ]  # fmt: skip

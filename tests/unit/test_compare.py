@@ -96,8 +96,15 @@ def test_the_order_follows_from_weights_and_salt(data: tuple[list[Tensor], list[
         made = certify_outputs(classifier(None), classifier(8), items, "classification", 0.1, **settings)
         return made.claims[0].scope
 
+    def limited(margin: float) -> str:
+        settings: dict[str, Any] = {"weights": "a", "targets": targets}
+        made = certify_outputs(classifier(None), classifier(8), items, "classification", margin, **settings)
+        return made.claims[0].scope
+
     assert seed() == seed()
     assert len({seed(), seed(weights="b"), seed(salt="x"), seed(targets=targets[1:] + targets[:1])}) == 4
+    # no ledger is kept of these: whoever picks a margin or a level after the scores draws for it anew
+    assert len({seed(), seed(confidence=0.9), seed(engine="hedged-capital"), *map(limited, (0.1, 0.11))}) == 4
 
 
 def embed(bits: int | None) -> Callable[[list[int]], Tensor]:
@@ -167,6 +174,34 @@ def test_source_takes_one_item_of_each_document() -> None:
     assert claim.terms.population is None
     assert claim.scored <= 300
     assert claim.bound > 0.02
+
+
+def test_source_never_plans_on_the_documents_it_is_about() -> None:
+    """Ten items a document: every document is met by the items that would plan, so none are set aside."""
+    items = list(range(600))
+    metric = PythonFunction(function=lambda a, b: b - a, lower=0.0, upper=1.0)
+    settings: dict[str, Any] = {"weights": "w", "documents": [i % 60 for i in items]}
+
+    def made(scope: str) -> Any:
+        found = certify_outputs(lambda x: 0.0, lambda x: 0.05 * (x % 3), items, metric, 0.5, scope=scope, **settings)
+        return found.claims[0]
+
+    source, corpus = made("source"), made("corpus")
+    assert "the 600 items" in source.scope
+    assert source.terms.pilot_mean == pytest.approx(0.02)  # assumed: the items were not looked at
+    assert corpus.terms.population == 510  # nothing is asked of documents here, so items may plan
+
+
+def test_a_negative_document_is_refused() -> None:
+    items = list(range(60))
+    metric = PythonFunction(function=lambda a, b: b - a, lower=0.0, upper=1.0)
+    documents = [-1] * 10 + items[10:]
+    with pytest.raises(InvalidMeasurement, match="document -1 is negative"):
+        certify_outputs(
+            lambda x: 0.0, lambda x: float(x < 10), items, metric, 0.1, weights="w", documents=documents, scope="source"
+        )
+    with pytest.raises(InvalidMeasurement, match="a number of its own"):
+        compare(lambda x: 0.0, lambda x: 0.0, items, metric, documents=documents)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.5, 1.5])

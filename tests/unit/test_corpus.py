@@ -240,6 +240,24 @@ def test_windows_are_the_text(texts: list[str], length: int, separator: int | No
     assert windows.text_bytes == sum(len(text.encode()) for text in texts)
 
 
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.text(max_size=30), max_size=6), st.integers(1, 9), st.sampled_from([None, 999]))
+def test_documents_cut_apart_have_windows_of_their_own(texts: list[str], length: int, separator: int | None) -> None:
+    """Every document of a window or more has one, whatever stands before it, and no window is of two."""
+    tokenizer = byte_tokenizer()
+    documents = [Document(f"d{i}", text) for i, text in enumerate(texts)]
+    windows = cut(documents, tokenizer, length=length, split="s", source="t", separator=separator, apart=True)
+    ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+    expected = [(i, part[k : k + length]) for i, part in enumerate(ids) for k in range(0, len(part), length)]
+    expected = [(i, part) for i, part in expected if len(part) == length]
+    assert windows.ids.tolist() == [part for _, part in expected]
+    assert windows.documents.tolist() == [i for i, _ in expected]
+    assert windows.ends is not None
+    assert windows.ends.tolist() == windows.documents.tolist()
+    assert windows.dropped_tokens == sum(len(part) % length for part in ids)
+    assert set(windows.documents.tolist()) == {i for i, part in enumerate(ids) if len(part) >= length}
+
+
 def test_windows_fingerprint() -> None:
     documents = [Document("d", words(0, 100))]
 

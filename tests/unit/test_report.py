@@ -14,12 +14,14 @@ import pytest
 
 from pennyweight import catalogue
 from pennyweight.budget import Budget, Measurement, Opening
+from pennyweight.cli import tables
 from pennyweight.errors import InvalidOutput, VerificationFailed
 from pennyweight.flow import artifact
 from pennyweight.flow.certifying import record
 from pennyweight.flow.certifying.claims import resolve
 from pennyweight.flow.certifying.judge import Evidence, Judged, claims, judge_evidence, verdict_of
 from pennyweight.flow.certifying.rules import Rules
+from pennyweight.flow.delivery import outcome_of
 from pennyweight.flow.profiling.values import (
     Calibration,
     Change,
@@ -600,9 +602,54 @@ def test_an_engine_that_does_not_bet_shows_the_bound_alone(make):
 
 def test_the_opening_and_the_noise_floor_are_told(make):
     text = seen(render(make(number=2))).replace(words.THIN, " ")
-    assert "opening number 2 of its held-out data, and its claims share an error level of 1.25 %" in text
-    assert "any certificate is false is at most 6.25 %" in text
+    assert "opening number 2 of its held-out data, and its claim has an error level of 1.25 %" in text
+    assert "with all earlier ones, the chance that the gate was ever opened wrongly is at most 6.25 %" in text
     assert "differs from itself by 0.00010 % (perplexity)" in text
+
+
+def test_one_claim_has_the_level_for_whatever_it_says(make):
+    text = seen(render(make())).replace(words.THIN, " ")
+    assert "its claim has an error level of 5 %: that is the chance that it is false, at most" in text
+
+
+@pytest.mark.parametrize("changes", [{"budgets": (LIMIT, KL)}, {"labels": ["a", "b"] * 500}])
+def test_gate_bounds_and_single_limits_are_not_said_to_share_a_level(make, changes):
+    text = seen(render(make(**changes))).replace(words.THIN, " ")
+    assert "share an error level" not in text
+    assert "any of them is false" not in text
+    assert "5 %: that is the chance that the gate is open wrongly, at most, and separately the chance that any" in text
+    alone = "A single limit marked certified while the gate is closed has that level to itself."
+    assert (alone in text) is ("budgets" in changes)
+    assert ("Groups are a third statement" in text) is ("labels" in changes)
+
+
+@pytest.mark.parametrize("budgets", [(LIMIT,), (LIMIT, KL)])
+def test_the_banner_does_not_drop_the_cap(make, budgets):
+    """A few very bad windows count no more than the cap, and whoever reads one sentence has to know it."""
+    directory = make(budgets=budgets)
+    certificate = artifact.read_record(directory, "certificate.json")
+    assert certificate["holds"]
+    tail = words.rounded_up(100 * max(claim["tail_bound"] for claim in certificate["claims"]))
+    heading = re.search(r"<h1>(.*?)</h1>", render(directory)).group(1)
+    assert f"each window counted up to a cap that at most {tail}{words.THIN}% exceed" in heading
+    assert seen(render(directory)).count("(capped)") == len(budgets)
+
+
+def test_no_cap_is_told_where_there_is_none(make):
+    page = render(make(engine="clustered-t", scope="asymptotic", population=200, documents=20))
+    assert "up to a cap" not in re.search(r"<h1>(.*?)</h1>", page).group(1)
+    assert "(capped)" not in page
+
+
+@pytest.mark.parametrize(("mean", "told"), [(0.004, "(capped)"), (0.05, "NOT certified: looks above the limit")])
+def test_the_table_on_a_terminal_says_what_a_number_is(make, capsys, monkeypatch, mean, told):
+    monkeypatch.setenv("COLUMNS", "160")
+    directory = make(mean)
+    found = outcome_of(directory)
+    tables.certified(replace(found, summary={**found.summary, "compressed": "small"}), directory / "page.html")
+    table = capsys.readouterr().out
+    assert told in table
+    assert "it loses more" not in table  # which nobody knows of a run that was stopped
 
 
 def test_long_evidence_is_drawn_with_few_points(make):
@@ -672,6 +719,7 @@ def profiled(**changes):
 
 def test_a_calibration_beside_a_certificate_shows_the_reliability_curve(make):
     page = render(make(calibrated=calibration()))
+    assert "treat positions as independent, which neighbours are not, so they are too short" in seen(page)
     image = re.search(r'<svg [^>]*aria-labelledby="reliable-title.*?</svg>', page, re.DOTALL).group(0)
     assert image.count('class="dot after"') == 3
     assert "after: held 70.0" in image

@@ -34,12 +34,18 @@ class Asked:
         return self.budget.on
 
 
-def resolve(budgets: Sequence[Budget], *, text: bool = True) -> tuple[Asked, ...]:
+def is_discrete(metric: Metric) -> bool:
+    """Whether an output can lose everything at once, as with accuracy; other metrics of outputs are graded."""
+    return metric.upper is not None and metric.lower is not None and metric.lower < 0
+
+
+def resolve(budgets: Sequence[Budget], *, text: bool = True, outputs: bool = False) -> tuple[Asked, ...]:
     """Find the metric of every budget; a size is reported with the rise of the perplexity.
 
     Args:
         budgets: limits on losses, or sizes.
         text: whether there is a text: what became of it is then told in any case, though nothing is claimed of it.
+        outputs: whether there are outputs of a module, for the metrics that read such.
 
     Raises:
         UnknownName: no metric has that name.
@@ -58,7 +64,7 @@ def resolve(budgets: Sequence[Budget], *, text: bool = True) -> tuple[Asked, ...
         raise InvalidBudget(
             f"two limits on {', '.join(twice)}", expected="one limit each", mend="keep the tighter one", site="--lose"
         )  # fmt: skip
-    asked = [_resolve(budget) for budget in budgets]
+    asked = [_resolve(budget, outputs) for budget in budgets]
     kinds = [(claim.metric.name, claim.on) for claim in asked]
     if len(kinds) > len(set(kinds)):  # such as top-k with two values of k: their scores would share a name
         raise InvalidBudget("two limits on one metric", expected="one limit each", mend="leave one out", site="--lose")
@@ -68,17 +74,17 @@ def resolve(budgets: Sequence[Budget], *, text: bool = True) -> tuple[Asked, ...
     return tuple(asked)
 
 
-def _resolve(budget: Budget) -> Asked:
+def _resolve(budget: Budget, outputs: bool = False) -> Asked:
     if not budget.is_claim:
         return Asked(budget, catalogue.find("perplexity", "measurement"))
     metric: Any = catalogue.find(budget.metric, "measurement")
     site = f"--lose {budget.label!r}"
-    if metric.reads == "outputs":
+    if metric.reads == "outputs" and not outputs:
         raise InvalidBudget(
             f"{metric.name} is computed from outputs that the command line does not have",
             expected="a metric of texts or of tasks", mend="use it from Python: pennyweight.compare", site=site,
         )  # fmt: skip
-    if metric.reads != "tokens" and not budget.on:
+    if metric.reads not in ("tokens", "outputs") and not budget.on:
         raise InvalidBudget(
             f"{metric.name} needs the file of a task", expected="a .jsonl file of questions after a colon",
             mend=f"--lose '{metric.name}:quiz.jsonl 1pt'", site=site,

@@ -23,7 +23,7 @@ from torch import Tensor
 from pennyweight import catalogue
 from pennyweight.budget import Budget, Certificate, Measurement, Opening
 from pennyweight.errors import InvalidMeasurement, InvalidMethod
-from pennyweight.flow.certifying.claims import Asked, usual_engine
+from pennyweight.flow.certifying.claims import Asked, is_discrete, usual_engine
 from pennyweight.flow.certifying.judge import fingerprints_of, judge_evidence, judge_population
 from pennyweight.flow.certifying.populations import PILOT_LEAST, PILOT_SHARE, check_units
 from pennyweight.flow.certifying.rules import Rules
@@ -50,7 +50,8 @@ class Items:
         fingerprint: hash of inputs and targets.
         metric: how outputs are scored.
         size: items a model is given at once; one item as it is, more as a list.
-        words: what they are, with a bracket left open.
+        on: as the budget names them, where claims of several metrics are made.
+        counted: what an item is, in the plural.
     """
 
     items: Sequence[Any]
@@ -59,7 +60,6 @@ class Items:
     fingerprint: str
     metric: Any
     size: int
-    words: str = ""
     on: str = ""
     counted: str = "items"
 
@@ -67,9 +67,14 @@ class Items:
         return len(self.items)
 
     @property
+    def words(self) -> str:
+        """What they are, with a bracket left open."""
+        return f"the {len(self)} {self.counted} (sha256 {self.fingerprint[:16]}…"
+
+    @property
     def discrete(self) -> bool:
         """Whether one item can lose everything, as with accuracy: then nothing is capped."""
-        return self.metric.upper is not None and self.metric.lower is not None and self.metric.lower < 0
+        return is_discrete(self.metric)
 
     @property
     def independent(self) -> NDArray[np.int64]:
@@ -210,8 +215,9 @@ def certify_outputs(
 ) -> Certificate:
     """Certify that the mean degradation over the items is below a margin; stops as soon as that is sure, or hopeless.
 
-    Items are drawn in a random order that follows from their hash, from `weights` and from the salt. Without a pilot,
-    a share of the items plans the claim and is not part of it, if there are enough of them.
+    Items are drawn in a random order that follows from their hash, from `weights`, from the salt, and from all that the
+    verdict depends on, such as the margin. Without a pilot, a share of the items plans the claim and is not part of it,
+    if there are enough of them. No ledger of openings is kept: `opening` says how often these items were used.
 
     Args:
         reference: the model before; see `compare`.
@@ -249,10 +255,14 @@ def certify_outputs(
         )  # fmt: skip
     claimed = whole
     if pilot is None and len(whole) >= PILOT_LEAST:
-        pilot, claimed = _set_aside(whole, reference, compressed)
-    claimed = dataclasses.replace(claimed, words=f"the {len(claimed)} items (sha256 {claimed.fingerprint[:16]}…")
+        planning, claimed = set_aside(whole, scope)
+        if planning is not None:
+            pilot = OutputScorer(reference, compressed, planning).score(np.arange(len(planning)))[name]
     alpha = 1 - confidence
-    rules = Rules(engine=bound, scope=scope, salt=salt, opening=opening or Opening(number=1, alpha=alpha, spent=alpha))
+    rules = Rules(
+        engine=bound, scope=scope, salt=salt, opening=opening or Opening(number=1, alpha=alpha, spent=alpha),
+        ledgers={claimed.on: whole.opened},  # nothing is kept: but another margin or bound is drawn for anew
+    )  # fmt: skip
     asked = (Asked(budget, limits),)
     scores = None if pilot is None else {name: pilot}
     # Populations are handed both models as they are; these of functions know what to do with functions.
@@ -304,20 +314,30 @@ def _population(
             f"documents are {owners.dtype}", expected="whole numbers: items of one document share one",
             mend="number the documents", site="documents",
         )  # fmt: skip
+    if owners.min() < 0:  # a negative number would leave the item out of the scope source without a word
+        raise InvalidMeasurement(
+            f"document {owners.min()} is negative", expected="whole numbers from 0",
+            mend="give an item without a document a number of its own", site="documents",
+        )  # fmt: skip
     return Items(items, targets, owners.astype(np.int64), fingerprint or fingerprint_of(items, targets), metric, batch)
 
 
-def _set_aside(whole: Items, reference: Model, compressed: Model) -> tuple[Measurement, Items]:
-    """A share of the items to plan with, and the others; which ones follows from their hash."""
+def set_aside(whole: Items, scope: str) -> tuple[Items | None, Items]:
+    """A share of the items to plan with, and the others; which ones follows from their hash.
+
+    Whole documents are set aside: an item whose neighbour was seen is not new. Where that would take more than half of
+    the items, only the scope corpus, which asks nothing of documents, plans with single items; in the others all are
+    kept for the claim, and it is planned without a pilot.
+    """
     order = permutation(len(whole), 0, "pilot items", whole.fingerprint)
     cut = round(PILOT_SHARE * len(whole))
-    # Whole documents: an item whose neighbour was seen is not new.
     seen = np.isin(whole.documents, whole.documents[order[:cut]])
-    if seen.all():
+    if 2 * int(seen.sum()) > len(whole):
+        if scope != "corpus":
+            return None, whole
         seen = np.isin(np.arange(len(whole)), order[:cut])
     pilot, claimed = (whole.take(np.flatnonzero(part), name) for part, name in ((seen, "pilot"), (~seen, "claim")))
-    scores = OutputScorer(reference, compressed, pilot).score(np.arange(len(pilot)))
-    return scores[whole.metric.name], claimed
+    return pilot, claimed
 
 
 def _outputs(model: Model, items: list[Any], size: int, which: str) -> Sequence[Any]:

@@ -13,13 +13,20 @@ from pennyweight.errors import VerificationFailed
 from pennyweight.numerics.random import derived_seed, permutation
 
 
-def random_order(count: int, units: str, weights: str, salt: str) -> tuple[int, NDArray[np.int64]]:
+def random_order(count: int, units: str, weights: str, salt: str, lot: str = "") -> tuple[int, NDArray[np.int64]]:
     """The order in which units are drawn, and the seed it comes from.
 
     The seed follows from the hashes of the population and of the candidate's weights, so that a candidate that failed
     does not get another order by renaming a file. Only the salt is anyone's choice; the evidence records it.
+
+    Args:
+        count: units there are.
+        units: hash of the population.
+        weights: hash of the candidate's weights.
+        salt: declared part of the seed.
+        lot: hash of whatever else the verdict follows from (`rules.lot_of`), or nothing.
     """
-    names = ("certification order", units, weights)
+    names = ("certification order", units, weights, *([lot] if lot else []))
     return derived_seed(salt, *names), permutation(count, salt, *names)
 
 

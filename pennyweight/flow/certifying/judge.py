@@ -13,7 +13,7 @@ from pennyweight.budget import Certificate, Claim, Terms
 from pennyweight.flow.certifying import evidence
 from pennyweight.flow.certifying.claims import Asked, text_metrics
 from pennyweight.flow.certifying.populations import Population
-from pennyweight.flow.certifying.rules import Pilot, Rules, check_groups, common_terms, drawn_order
+from pennyweight.flow.certifying.rules import Pilot, Rules, check_groups, common_terms, drawn_order, lot_of
 from pennyweight.flow.journal import Journal
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.methods.certification import certify as judge
@@ -95,8 +95,9 @@ def judge_population(
         claims: bounds printed together.
         progress: told about every unit.
     """
+    lot = lot_of(asked, pilot, rules, population.on)
     _, order = drawn_order(
-        len(population), population.fingerprint, population.independent, weights, rules, population.on
+        len(population), population.fingerprint, population.independent, weights, rules, population.on, lot
     )
     terms = common_terms(asked, pilot, rules, size=len(order), discrete=population.discrete, claims=claims)
     scorer = population.scorer(reference, candidate, journal, text_metrics(asked))
@@ -143,7 +144,8 @@ def judge_evidence(
     for part in parts:
         mine = [one for one in asked if one.on == part.on]
         documents = np.array(part.documents, dtype=np.int64)
-        seed, order = drawn_order(part.size, part.fingerprint, documents, weights, rules, part.on)
+        lot = lot_of(mine, part.pilot, rules, part.on)
+        seed, order = drawn_order(part.size, part.fingerprint, documents, weights, rules, part.on, lot)
         terms = common_terms(mine, part.pilot, rules, size=len(order), discrete=part.discrete, claims=len(asked))
         scope = f"{part.words}, order seed {seed})"
         for one, term in zip(mine, terms, strict=True):

@@ -5,7 +5,9 @@ two chances, so every opening is written down before the text is scored, in a fi
 for the user, outside of any run: another directory or a deleted artifact does not make the text new. A run that is
 killed and resumed, or repeated unchanged, is the same opening and costs nothing.
 
-What it cannot see: openings by other users, on other machines, or in a state directory that was deleted.
+What it cannot see: openings by other users, on other machines, or in a state directory that was deleted; certificates
+from Python for functions (`certify_outputs`); and an edited text or reference. The number then starts at 1 again, but
+the order of the units is a new one all the same: see `rules.lot_of`.
 """
 
 from __future__ import annotations

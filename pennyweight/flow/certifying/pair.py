@@ -37,7 +37,7 @@ from pennyweight.flow.certifying.judge import (
 )
 from pennyweight.flow.certifying.noise import noise_floor
 from pennyweight.flow.certifying.openings import close_opening, open_all
-from pennyweight.flow.certifying.populations import Population, Text, check_units, tasks_of
+from pennyweight.flow.certifying.populations import Population, Text, check_units, ledgers_of, tasks_of
 from pennyweight.flow.certifying.rules import Pilot, Rules, check_feasible, check_noise
 from pennyweight.flow.delivery import Outcome, check_free, finished, outcome_of
 from pennyweight.flow.journal import Journal, open_run
@@ -140,7 +140,9 @@ def certify_pair(
     labels = check_units(populations, judging.groups)
     header = {
         "model": before.source.fingerprint, "compressed": after.source.fingerprint,
-        "texts": {p.on: p.fingerprint for p in populations}, "budgets": [asdict(one) for one in budgets],
+        "texts": {p.on: p.fingerprint for p in populations},
+        "pilots": {on: planning.fingerprint if planning else None for on, planning in pilots.items()},
+        "budgets": [asdict(one) for one in budgets],
         "settings": asdict(judging), "groups": of_value(labels), "code": artifact.code_hash(), "versions": versions(),
     }  # fmt: skip
     if out.exists() and any(out.iterdir()):
@@ -160,12 +162,12 @@ def certify_pair(
             opening=Opened(number=1, alpha=total, spent=total), noise_floor=floor,
         )  # fmt: skip
         check_feasible(asked, populations, scores, rules, total)
+        ledgers = ledgers_of(populations, before)
         opened, level, numbers = open_all(
-            {p.on: of_value([p.opened, before.source.fingerprint]) for p in populations},
-            of_value(header), total=total, candidate=after.source.fingerprint,
+            ledgers, of_value(header), total=total, candidate=after.source.fingerprint,
             claims=[one.budget.label for one in asked if one.budget.is_claim], reserve=judging.reserve,
         )  # fmt: skip
-        rules = replace(rules, opening=level, numbers=numbers)
+        rules = replace(rules, opening=level, numbers=numbers, ledgers=ledgers)
         judged = _judge(asked, populations, scores, before, after, journal, rules, str(header["code"]), progress)
         told = None
         if needs_text:
@@ -209,8 +211,9 @@ def _texts(network: Network, on: str | Path | None, pilot: str | Path | None, ju
     cuts = {}
     for split, least in LEAST.items():
         whole = cut(
-            parts[split], tokenizer, length=judging.length, split=split, source=sources[split], separator=separator
-        )
+            parts[split], tokenizer, length=judging.length, split=split, source=sources[split], separator=separator,
+            apart=judging.scope == "source",
+        )  # fmt: skip
         require_windows(whole, least, "planning" if split == "selection" else "certifying")
         check_vocabulary(whole, network)
         cuts[split] = whole

@@ -17,7 +17,9 @@ from pennyweight.flow.certifying.claims import Asked, check_reads
 from pennyweight.flow.journal import Journal
 from pennyweight.flow.measure import ReferenceStates, Scorer
 from pennyweight.flow.progress import Advance
+from pennyweight.network.identity import identity_of
 from pennyweight.network.network import Network
+from pennyweight.numerics.hashing import of_value
 from pennyweight.numerics.random import permutation
 from pennyweight.task import Task, make_task, read_task
 
@@ -302,6 +304,12 @@ def tasks_of(asked: Sequence[Asked]) -> dict[str, tuple[Questions | None, Questi
                 found[one.on] = split_task(read_task(one.on), one.on)
             check_reads(one, found[one.on][1].task)
     return found
+
+
+def ledgers_of(populations: Sequence[Population], reference: Network) -> dict[str, str]:
+    """What the ledger of openings counts each population by: the whole text or task, and the reference's values."""
+    identity = identity_of(reference)
+    return {population.on: of_value([population.opened, identity]) for population in populations}
 
 
 def check_units(populations: Sequence[Population], groups: str | None) -> Mapping[str, tuple[str, ...]]:

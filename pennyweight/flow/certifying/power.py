@@ -316,9 +316,12 @@ def _units(
     tokenizer = load_tokenizer(network.source)
     separator, source = separator_id(network.source, tokenizer), describe_source(on)
     windows = {
-        split: cut(parts[split], tokenizer, length=length, split=split, source=source, separator=separator)
+        split: cut(
+            parts[split], tokenizer, length=length, split=split, source=source, separator=separator,
+            apart=scope == "source",
+        )
         for split in SHARES
-    }
+    }  # fmt: skip
     for split, least in (("selection", 2), ("certification", 1)):
         require_windows(windows[split], least, "planning")
         check_vocabulary(windows[split], network)

@@ -29,7 +29,7 @@ def write(directory: Path, judged: Judged, rules: Rules, asked: Sequence[Asked],
         "rules": {
             "engine": rules.engine.name, "scope": rules.scope, "opening": asdict(rules.opening), "salt": rules.salt,
             "groups": rules.groups, "most": rules.most, "numbers": dict(rules.numbers),
-            "noise_floor": dict(rules.noise_floor),
+            "noise_floor": dict(rules.noise_floor), "ledgers": dict(rules.ledgers),
         },
         "populations": [_of_evidence(part) for part in judged.evidence],
     }  # fmt: skip
@@ -79,10 +79,10 @@ def read_evidence(directory: Path) -> tuple[tuple[Asked, ...], tuple[Evidence, .
             engine=catalogue.find(stored["engine"], "certification"), scope=stored["scope"],
             opening=msgspec.convert(stored["opening"], Opening), salt=stored["salt"], groups=stored["groups"],
             numbers=stored["numbers"],
-            most=stored["most"], noise_floor=stored["noise_floor"],
+            most=stored["most"], noise_floor=stored["noise_floor"], ledgers=stored.get("ledgers", {}),
         )  # fmt: skip
         parts = tuple(_to_evidence(part) for part in value["populations"])
-        asked = resolve([msgspec.convert(budget, Budget) for budget in value["budgets"]], text=False)
+        asked = resolve([msgspec.convert(budget, Budget) for budget in value["budgets"]], text=False, outputs=True)
         return asked, parts, rules, str(value["weights"])
     except VerificationFailed:
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from pennyweight.flow.certifying.populations import Population
 from pennyweight.methods.certification import choose_terms, smallest_margin
 from pennyweight.methods.certification.clustered import LEAST_DOCUMENTS
 from pennyweight.methods.certification.engine import Engine
+from pennyweight.numerics.hashing import of_value
 
 UNCLAIMED_UNITS = 128  # units scored when no margin is claimed: enough for a bound worth printing
 ASSUMED_FLIPS = 0.02  # of questions, when no pilot was scored; a wrong guess costs units, never validity
@@ -37,6 +39,8 @@ class Rules:
             a false one.
         noise_floor: by metric.
         numbers: of the opening of each population by itself, where there are several.
+        ledgers: what the ledger of openings counts each population by; empty in certificates from before orders
+            depended on it.
     """
 
     engine: Engine
@@ -47,6 +51,7 @@ class Rules:
     most: int | None = None
     noise_floor: Mapping[str, float] = field(default_factory=dict)
     numbers: Mapping[str, int] = field(default_factory=dict)
+    ledgers: Mapping[str, str] = field(default_factory=dict)
 
 
 def terms_for(asked: Asked, pilot: Pilot | None, rules: Rules, *, size: int, discrete: bool, claims: int) -> Terms:
@@ -73,7 +78,10 @@ def terms_for(asked: Asked, pilot: Pilot | None, rules: Rules, *, size: int, dis
         margin = budget.margin
     else:
         count = min(rules.most or UNCLAIMED_UNITS, size)
-        margin = max(smallest_margin(x, max(count, 20), rules.opening.alpha), 1e-6)
+        margin = smallest_margin(x, max(count, 20), rules.opening.alpha)
+        if not math.isfinite(margin):  # a late opening leaves so little level that these units can carry no margin
+            margin = float(x.mean() + 2 * x.std())
+        margin = max(margin, 1e-6)
     if rules.scope == "asymptotic":  # nothing is planned: every unit is scored, and the bound is read once
         mean, sd = float(x.mean()), float(x.std(ddof=1))
         alpha = rules.opening.alpha
@@ -85,7 +93,8 @@ def terms_for(asked: Asked, pilot: Pilot | None, rules: Rules, *, size: int, dis
     else:
         terms = choose_terms(
             x, margin, confidence=confidence, population=population, lower=metric.lower, upper=metric.upper,
-            discrete=discrete, claims=claims, scope=rules.scope, available=None if population else size,
+            discrete=discrete, claims=claims, scope=rules.scope,
+            available=size if budget.is_claim and population is None else None,  # nothing claimed, nothing to refuse
         )  # fmt: skip
     if not rules.engine.validity.anytime:
         terms = replace(terms, n_max=size)
@@ -95,17 +104,49 @@ def terms_for(asked: Asked, pilot: Pilot | None, rules: Rules, *, size: int, dis
     return replace(terms, n_max=min(terms.n_max, most))
 
 
+def lot_of(asked: Sequence[Asked], pilot: Pilot | None, rules: Rules, on: str = "") -> str:
+    """Hash of all that a verdict on one population follows from, beside its units and the candidate's weights.
+
+    It is part of the order's seed, so an order whose scores are known comes back only together with the verdict that
+    is known as well. The ledger sees to that by the number of the opening, as long as it is there: whoever deletes it,
+    goes to another machine or changes the reference a little starts at the full level again, but in a new order.
+
+    Args:
+        asked: every claim; those on other populations do not matter here.
+        pilot: scores that the claims on this population are planned with.
+        rules: how claims are judged.
+        on: path of the task as the budgets name it; empty for the text.
+
+    Returns:
+        The hash, or nothing where the rules name no ledger.
+    """
+    if on not in rules.ledgers:
+        return ""
+    # not the label: it holds the path of the task, and a renamed file is no other task
+    limits = [[one.metric.name, one.budget.at_most, one.budget.unit] for one in asked if one.on == on]
+    planned = None if pilot is None else next(iter(pilot.values())).fingerprint
+    judged = [rules.opening.alpha, rules.engine.name, rules.scope, rules.groups, rules.most]
+    return of_value([rules.ledgers[on], limits, planned, judged])
+
+
 def drawn_order(
-    size: int, fingerprint: str, documents: NDArray[np.int64], weights: str, rules: Rules, on: str = ""
+    size: int,
+    fingerprint: str,
+    documents: NDArray[np.int64],
+    weights: str,
+    rules: Rules,
+    on: str = "",
+    lot: str = "",
 ) -> tuple[int, NDArray[np.int64]]:
     """The random order of a population's units and its seed; in the scope source, one unit of each document.
 
     A later opening draws an order of its own. In the old one the scores are known, and whoever then picks the limit
-    that came closest has had many chances for the level of one.
+    that came closest has had many chances for the level of one. For openings that the ledger cannot see there is
+    `lot_of`.
     """
     number = rules.numbers.get(on, rules.opening.number)
     salt = rules.salt if number == 1 else f"{rules.salt} opening {number}"
-    seed, order = evidence.random_order(size, fingerprint, weights, salt)
+    seed, order = evidence.random_order(size, fingerprint, weights, salt, lot)
     return seed, evidence.first_of_each(order, documents) if rules.scope == "source" else order
 
 

@@ -28,9 +28,9 @@ from pennyweight.methods.probability import CalibrationError, ExpectedCalibratio
 from pennyweight.network.network import Network
 from pennyweight.numerics.random import permutation
 
-MOST = 16384  # tokens at most, those for the temperature included
+MOST = 8192  # tokens at most, those for the temperature included
 ROWS = 16  # positions whose probabilities of the whole vocabulary are in memory at once, in float64 and several times
-FIT = 4096  # of them for the temperature at most; a quarter where there are few
+FIT = 2048  # of them for the temperature at most; a quarter where there are few
 
 
 @dataclass(eq=False)

@@ -32,8 +32,9 @@ def state_all(claims: Sequence[Claim], opening: Opening) -> str:
     sentences = []
     if len(limits) > 1:
         together = f"the bounds hold together with {confidence(opening.alpha)} % confidence"
-        gate = f"{len(missed)} of {len(limits)} limits are not met ({', '.join(missed)})" if missed else ""
-        sentences.append(f"{gate or f'All {len(limits)} limits are met'}; {together}.")
+        are = "is" if len(missed) == 1 else "are"
+        gate = f"{len(missed)} of {len(limits)} limits {are} not certified ({', '.join(missed)})" if missed else ""
+        sentences.append(f"{gate or f'All {len(limits)} limits are certified'}; {together}.")
     before = ""
     for claim in claims:
         place = _place(claim)
@@ -43,7 +44,7 @@ def state_all(claims: Sequence[Claim], opening: Opening) -> str:
     if opening.number > 1:
         sentences.append(
             f"This text was opened {opening.number - 1} time{'s' if opening.number > 2 else ''} before; the chance "
-            f"that any verdict on it so far is false is at most {ceiling(100 * opening.spent)} %."
+            f"that the gate was ever opened wrongly is at most {ceiling(100 * opening.spent)} %."
         )
     return " ".join(sentences)
 
@@ -77,7 +78,12 @@ def _place(claim: Claim) -> str:
     if _is_exact(claim):
         return f"{claim.scope}, exactly (all {terms.population:,} {claim.counted})"
     # without a population the claim is about where the units come from, and not about these very units
-    about = claim.scope if terms.population is not None else f"the source of {claim.scope}"
+    about = claim.scope
+    if terms.population is None:
+        # one window stands for each document, and a document that is too short for a window has none
+        drawn_from = " (documents that hold a whole window)"
+        by_document = terms.scope != "asymptotic" and claim.counted == "windows"
+        about = f"the source of {claim.scope}{drawn_from if by_document else ''}"
     sure = f"{confidence(terms.printed_alpha + terms.tail_alpha)} % confidence"
     if terms.scope == "asymptotic":
         how = f"asymptotic, {claim.rule} over documents; {claim.scored:,} {claim.counted}"

@@ -32,7 +32,8 @@ class CalibrationBin:
         accuracy: share of them that are right.
         count: units.
         low: lower end of the Clopper-Pearson interval of the accuracy.
-        high: upper end. Each bin has its own; they do not hold jointly.
+        high: upper end. Each bin has its own; they do not hold jointly. They treat units as independent; where units
+            are positions of a text, neighbours are not, and the intervals are too short.
     """
 
     confidence: float

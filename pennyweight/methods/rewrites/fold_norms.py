@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import Generator, Tensor
 
 from pennyweight.errors import InvalidTransform
-from pennyweight.network.fold import Fold, Transform
+from pennyweight.network.fold import Fold, Transform, exact
 from pennyweight.network.source import Source
 from pennyweight.network.symmetry import DIAGONAL, Symmetry
 from pennyweight.promises import Deterministic, Promise
@@ -47,7 +47,8 @@ class FoldNorms:
         folds = []
         for symmetry in symmetries:
             gain = self._read(symmetry, source, "gain")
-            if symmetry.group != DIAGONAL or gain is None or len(symmetry.writers) > 2:
+            read = all(side.port.kind == "weight" for side in symmetry.readers)  # and not by the partner of a pair
+            if symmetry.group != DIAGONAL or gain is None or len(symmetry.writers) > 2 or not read:
                 continue
             if bool((gain == 0).any()):
                 channel = int((gain == 0).nonzero()[0])
@@ -66,5 +67,5 @@ class FoldNorms:
         """The gain or bias of the norm that writes this edge, as it is used."""
         for side in symmetry.writers:
             if side.port.kind == kind and any(other.port.kind == "gain" for other in symmetry.writers):
-                return source.read(side.port.parameter).double() + side.port.offset
+                return exact(source, side.port.parameter) + side.port.offset
         return None

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from pennyweight.network.fold import exact
 from pennyweight.network.network import Network
 from pennyweight.network.source import Source, TensorInfo
 from pennyweight.numerics.hashing import of_value
@@ -85,6 +86,10 @@ class Untied:
     def read(self, name: str) -> Tensor:
         """A tensor under any of its names."""
         return self.source.read(self._aliases.get(name, name))
+
+    def exact(self, name: str) -> Tensor:
+        """The same, not rounded where the source was rewritten."""
+        return exact(self.source, self._aliases.get(name, name))
 
     def auxiliary(self) -> Mapping[str, bytes | Path]:
         """Those of the source."""
