@@ -21,7 +21,7 @@ demo: $(STAMP)
 	$(BIN)/python benchmarks/demo.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -33,7 +33,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Long: about an hour on two cores. The peers need environments of their own and two texts that are not in the project:
+# Long: about two hours on two cores. The peers need environments of their own and two texts that are not in the project:
 # make bench TRAIN=train.txt TEST=test.txt
 bench: $(STAMP)
 	$(BIN)/python benchmarks/linear.py
@@ -41,7 +41,14 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/certification_simulation.py
 	$(BIN)/python benchmarks/null_compress.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/hadamard.py
+	$(BIN)/python benchmarks/pre_rms_norm.py
+	$(BIN)/python benchmarks/shared_prefix.py
+	$(BIN)/python benchmarks/any_module.py
 ifneq ($(TRAIN),)
+	$(BIN)/python benchmarks/peer_scripts/make_model.py build/model
+	$(BIN)/python benchmarks/rewrites.py --model build/model --calibration $(TRAIN) --test $(TEST)
+	$(BIN)/python benchmarks/certificate_agreement.py --model build/model --text $(TEST)
 	$(BIN)/python benchmarks/peers.py --work build/peers --calibration $(TRAIN) --test $(TEST) --peers llmcompressor,gptqmodel
 endif
 

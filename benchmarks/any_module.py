@@ -343,7 +343,7 @@ def as_directory(module: nn.Module) -> Report:
 RUNS: dict[str, Callable[[], Report]] = {
     "minilm": run_minilm,
     "resnet": lambda: run_vision(resnet, "x", 600, 4e-3),
-    "vit": lambda: run_vision(vit, "pixel_values", 1000, 1.5e-3),
+    "vit": lambda: run_vision(vit, "pixel_values", 1400, 2e-3),
     "mixtral": run_mixtral,
 }
 

@@ -64,7 +64,8 @@ def check_shared_prefix(model: nn.Module) -> None:
 
     Rules come first: they know of what a few tokens cannot show. Then two short continuations are compared with rows
     of their own, in the model's dtype: logits, and where gradients are recorded also those of the prompt's embeddings.
-    A model that passed is not compared again until its mode, dtype, device or attention changes.
+    A model that passed is not compared again until its mode, dtype, device or attention changes. Rounding to 16 bits
+    hides what is wrong in one layer of many by a little: where that is a worry, check the model in float32.
 
     Raises:
         InvalidModel: it keeps no keys and values, changes at random while training, or gives other numbers.

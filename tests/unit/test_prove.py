@@ -189,12 +189,12 @@ def test_a_mistake_in_another_basis(
 
 def test_a_rotation_of_one_side_only(directory_of: Directory, tmp_path: Path) -> None:
     """What the layer writes has the same products between its rows; the stream it is added to has not."""
-    rotation = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(2)))[0]
+    generator = torch.Generator().manual_seed(2)
+    rotation = torch.linalg.qr(torch.randn(64, 64, generator=generator, dtype=torch.float64))[0]
 
     def change(tensors: dict[str, Tensor]) -> None:
-        tensors["model.layers.0.self_attn.o_proj.weight"] = (
-            rotation @ tensors["model.layers.0.self_attn.o_proj.weight"]
-        ).contiguous()
+        name = "model.layers.0.self_attn.o_proj.weight"
+        tensors[name] = (rotation @ tensors[name].double()).float()
 
     proof = prove(load(directory_of("llama")), edited(directory_of("llama"), tmp_path / "changed", change))
     assert proof.verdict == DIFFERENT
@@ -235,7 +235,7 @@ def test_modules_in_memory(dtype: torch.dtype) -> None:
     proof = prove(network, network_of(wrong))
     assert proof.verdict == DIFFERENT
     assert proof.first == "0:output"
-    assert proof.bound < 1e-8
+    assert proof.bound < proof.change / 100
 
 
 def test_a_module_of_another_kind_with_the_same_tensors() -> None:

@@ -118,12 +118,12 @@ def look(
     sites = sites_by_tensor(network)
     parameters = dict(module.named_parameters())
     found = {name: Seen(torch.zeros(main.shape[0])) for name, (main, *_) in sites.items()}
-    order: list[str] = []
+    counted, order = _counted_by(sites), list[str]()
 
     def see(name: str, rows: Tensor, part: int | None) -> None:
-        if name in found:
-            if name not in order:
-                order.append(name)
+        if name not in order:
+            order.append(name)
+        if counted[name] == name:
             found[name].add(rows, part, parameters[name].shape[0])
 
     weights = {name: parameters[name] for name in sites}
@@ -138,12 +138,23 @@ def look(
             advance()
     for name, seen in found.items():
         seen.first, seen.place = name in mode.first, order.index(name) if name in order else -1
+        seen.grams, seen.counts = found[counted[name]].grams, found[counted[name]].counts
     with progress.stage("measuring sensitivity", DRAWS) as advance:
         for draw in range(DRAWS):
             batch = calibration[draw * len(calibration) // DRAWS]
             if not _add_sensitivity(module, batch, outputs, sites, found, stream(seed, "direction", str(draw))):
                 break
             advance()
+    return found
+
+
+def _counted_by(sites: Mapping[str, tuple[Site, ...]]) -> dict[str, str]:
+    """The tensor that counts for each tensor: matrices that read one edge read the same rows."""
+    first: dict[str, str] = {}
+    found: dict[str, str] = {}
+    for name, (main, *others) in sites.items():
+        alone = others or main.role in ("conv", "experts", "embedding")
+        found[name] = name if alone else first.setdefault(main.reads, name)
     return found
 
 

@@ -5,6 +5,9 @@ g (x - mean(x)) / sqrt(Var(x) + eps) + b = g x / sqrt(mean(x²) + eps) + b.
 Source: Pre-RMSNorm and Pre-CRMSNorm Transformers (Jiang, Gu, Zhu and Pan, 2023, arXiv:2305.14858).
 Algebraic: equal in real arithmetic.
 
+It lets the stream be rotated: an RMSNorm commutes with every rotation. It saves time only where the RMSNorm is the
+faster kernel, which torch's is not on a processor (benchmarks/results/pre_rms_norm.json).
+
 Compressed (CRMSNorm), the last channel is not stored either, since it is minus the sum of the others: `crms_norm`,
 `compressed_writer` and `compressed_reader`. A width of d - 1 suits few kernels, so these are functions and no rewrite.
 """
