@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -16,7 +17,7 @@ SHOWN = 5  # names of tensors that differ
 
 def rewritten(model: str, saved: Saved, steps: Sequence[Step]) -> None:
     """What each rewrite did, and where the result is."""
-    table = Table(title=f"{model}, rewritten", title_justify="left", show_edge=False)
+    table = Table(title=f"{Path(model).name}, rewritten", title_justify="left", show_edge=False)
     for heading in ("rewrite", "edges", "outputs change, unrounded", "since the beginning, stored"):
         table.add_column(heading, justify="left" if heading == "rewrite" else "right", overflow="fold")
     for step in steps:

@@ -20,6 +20,7 @@ from pennyweight.flow.observe import observe
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.network.fold import Fold, Rewritten, Transform
 from pennyweight.network.network import Network
+from pennyweight.network.rebuild import Rebuilt
 from pennyweight.network.run import change, outputs
 from pennyweight.network.symmetry import Symmetry
 from pennyweight.network.trace import symmetries_of
@@ -70,6 +71,7 @@ def rewrite(
         NotEquivalent: the network's function changed by more than rounding explains.
     """
     found = check_rewrites(methods, calibrated=calibration is not None)
+    network = _once(network) if found else network
     original, steps = network, list[Step]()
     first: Tensor | None = None
     before: Tensor | None = None
@@ -129,6 +131,15 @@ def label(method: Any) -> str:
     usual = {f.name: f.default for f in fields(method)}
     changed = {name: value for name, value in given.items() if value != usual[name]}
     return str(method.name) + (f"({', '.join(f'{k}={v!r}' for k, v in changed.items())})" if changed else "")
+
+
+def _once(network: Network) -> Network:
+    """The network without second copies of tied tensors, which some checkpoints store: a fold would change only one."""
+    stored = [[name for name in names if name in network.source.tensors] for names in network.tied]
+    copies = frozenset(name for names in stored for name in names[1:])
+    if not copies:
+        return network
+    return replace(network, source=Rebuilt(network.source, {}, what="tied tensors stored once", dropped=copies))
 
 
 def _statistics(

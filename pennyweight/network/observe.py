@@ -80,8 +80,8 @@ class Observing(TorchFunctionMode):
             x, weight = args[0], args[1]
             if func in PRODUCTS and self._holds(x) and not self._holds(weight) and weight.dim() > 1:
                 x, weight, written = weight.mT, x, result.mT  # W X: channels stand one above the other
-        elif func in ADDED:
-            x, weight = args[1], args[2]
+        elif func in ADDED:  # their names differ, and their places do not
+            x, weight = (*args, *(kwargs[n] for n in ("batch1", "mat1", "batch2", "mat2") if n in kwargs))[1:3]
         elif func in TABLES:
             x, weight = None, args[1] if func is not torch.embedding else args[0]
         else:

@@ -169,7 +169,7 @@ def plain_layers(network: Network, module: nn.Module) -> Iterator[tuple[Site, nn
 
 
 def reached_into(network: Network, names: Sequence[str]) -> dict[str, set[str]]:
-    """What other code than their own asks of some modules besides calling them, found in a forward pass."""
+    """What other code asks of some modules besides calling them, and whether they answer more than their product."""
     module = skeleton(network.source)
     inputs = network.inputs or example(module)
     around = {name: _Asked(module.get_submodule(name)) for name in names}
@@ -177,7 +177,15 @@ def reached_into(network: Network, names: Sequence[str]) -> dict[str, set[str]]:
         replace_module(module, name, wrapper)
     for wrapper in around.values():
         wrapper.asked.clear()
-    watch(module, inputs, grad=False)
+    writers = watch(module, inputs, grad=False).writers
+    for name, wrapper in around.items():
+        products = [
+            writer.tensor.flatten()
+            for key, writer in writers.items()
+            if key.partition("#")[0] == f"{name}.inner:output"
+        ]
+        if not all(any(torch.equal(one, product) for product in products) for one in wrapper.returned):
+            wrapper.asked.add("more than a product")  # a router that answers with its choice, say
     return {name: wrapper.asked for name, wrapper in around.items()}
 
 
@@ -186,10 +194,12 @@ class _Asked(nn.Module):
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
-        self.inner, self.asked = inner, set[str]()
+        self.inner, self.asked, self.returned = inner, set[str](), list[Tensor]()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.inner(*args, **kwargs)
+        result = self.inner(*args, **kwargs)
+        self.returned.append(result.detach().flatten() if isinstance(result, Tensor) else torch.empty(0))
+        return result
 
     def __getattr__(self, name: str) -> Any:
         try:

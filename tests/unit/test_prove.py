@@ -73,6 +73,18 @@ def test_untied_is_bitwise(directory_of: Directory, tmp_path: Path) -> None:
     assert prove(network, saved).verdict == BITWISE
 
 
+@pytest.mark.parametrize("methods", [["fold_norms", "hadamard"], ["untie", "fold_norms", "hadamard"]])
+def test_a_tied_tensor_that_is_stored_twice(methods: list[str], directory_of: Directory, tmp_path: Path) -> None:
+    def twice(tensors: dict[str, Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    network = edited(directory_of("llama_tied"), tmp_path / "twice", twice)
+    rewritten, steps = rewrite(network, methods)
+    saved = save(network, rewritten, steps, tmp_path / "out").network
+    assert ("lm_head.weight" in saved.source.tensors) is ("untie" in methods)
+    assert prove(network, saved).verdict == ALGEBRAIC
+
+
 def test_the_same_tensors_in_other_code_are_no_proof(directory_of: Directory, tmp_path: Path) -> None:
     network = load(directory_of("llama"))
     other = reconfigured(directory_of("llama"), tmp_path / "other", rms_norm_eps=1e-3)

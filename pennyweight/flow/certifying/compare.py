@@ -187,7 +187,7 @@ def compare(
         InvalidMethod: the metric does not read outputs, or a batch below 1.
         UnknownName: no metric has that name.
     """
-    population = _population(items, metric, targets, documents, fingerprint, batch)
+    population = population_of(items, metric, targets, documents, fingerprint, batch)
     with progress.stage("comparing", len(population)) as advance:
         scorer = OutputScorer(reference, compressed, population)
         return scorer.score(np.arange(len(population)), advance)[population.metric.name]
@@ -243,7 +243,7 @@ def certify_outputs(
         InvalidBudget: a margin, confidence, scope or bound that means nothing.
         InfeasibleBudget: there are too few items for the claim, in the scopes that need more.
     """
-    whole = _population(items, metric, targets, documents, fingerprint, batch)
+    whole = population_of(items, metric, targets, documents, fingerprint, batch)
     name, limits = whole.metric.name, whole.metric
     budget = Budget(metric=name, at_most=margin, unit="share" if limits.percent else "absolute", confidence=confidence)
     bound = usual_engine(scope, engine)
@@ -287,10 +287,16 @@ def fingerprint_of(items: Sequence[Any], targets: Sequence[Any] | None = None) -
     )
 
 
-def _population(
+def population_of(
     items: Sequence[Any], metric: Any, targets: Sequence[Any] | None, documents: Sequence[int] | None,
     fingerprint: str | None, batch: int,
 ) -> Items:  # fmt: skip
+    """Items as a population; see `compare`.
+
+    Raises:
+        InvalidMeasurement: no items, or targets or documents that are not one an item.
+        InvalidMethod: the metric does not read outputs, or a batch below 1.
+    """
     metric = catalogue.find(metric, "measurement")
     if getattr(metric, "reads", None) != "outputs":
         raise InvalidMethod(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from pennyweight.errors import InvalidMeasurement
 from pennyweight.flow.certifying.claims import Asked
-from pennyweight.flow.certifying.compare import Items, fingerprint_of, set_aside
+from pennyweight.flow.certifying.compare import Items, fingerprint_of, population_of, set_aside
 from pennyweight.flow.progress import Advance
 
 Batch = Mapping[str, Any]
@@ -100,23 +101,14 @@ def populations(
     Raises:
         InvalidMeasurement: too few items or documents, or targets or documents that are not one an item.
     """
-    for what, given in (("targets", targets), ("documents", documents)):
-        if given is not None and len(given) != count:
-            raise InvalidMeasurement(
-                f"{len(given)} {what} for {count} items", expected="one for each item of all batches, in their order",
-                mend="check both lists", site=what,
-            )  # fmt: skip
     if count < LEAST:
         raise InvalidMeasurement(
             f"{count} held-out items", expected=f"{LEAST} or more, better thousands", site="held_out",
             mend="give more: some plan the search, and the others carry the claim",
         )  # fmt: skip
-    owners = np.arange(count) if documents is None else np.asarray(documents, dtype=np.int64)
-    found = []
+    found, fingerprint = list[tuple[Items, Items]](), fingerprint_of(held_out, targets)
     for one in asked:
-        whole = Items(
-            range(count), targets, owners, fingerprint_of(held_out, targets), one.metric, size=1, on=one.on
-        )  # fmt: skip
+        whole = replace(population_of(range(count), one.metric, targets, documents, fingerprint, 1), on=one.on)
         planning, claimed = set_aside(whole, scope)
         if planning is None:
             raise InvalidMeasurement(
