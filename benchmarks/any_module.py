@@ -332,7 +332,7 @@ def as_directory(module: nn.Module) -> Report:
         place = Path(name)
         module.save_pretrained(place / "model", save_original_format=False)  # stacked, as the network runs
         tokenizer.save(str(place / "model" / "tokenizer.json"))
-        settings = pw.Settings(length=96, calibration_windows=64, selection_windows=32, certification_windows=256)
+        settings = pw.Settings(length=96)
         outcome = pw.compress(
             place / "model", place / "small", budget=pw.Budget.lose("kl 0.02"), settings=settings
         )  # fmt: skip

@@ -57,7 +57,10 @@ class Statistics:
             fisher_count=fisher_total,
             low=None if (low := _largest(_minus(self.low), _minus(other.low))) is None else -low,
             high=_largest(self.high, other.high),
-            sample=self.sample if other.sample is None else other.sample if self.sample is None
+            sample=self.sample
+            if other.sample is None
+            else other.sample
+            if self.sample is None
             else torch.cat([self.sample, other.sample]),
         )
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from pennyweight.corpus import Windows
 from pennyweight.errors import InvalidMeasurement, InvalidModel
 from pennyweight.flow.load import check_pair
-from pennyweight.flow.progress import QUIET, Progress
+from pennyweight.flow.progress import QUIET, Advance, Progress
 from pennyweight.flow.rewrite import LARGEST_CHANGE
 from pennyweight.network.fold import STORED
 from pennyweight.network.grams import Grams, comparable
@@ -149,12 +149,12 @@ def prove(
         return Proof(verdict=ALGEBRAIC, bound=LARGEST_CHANGE, **seen)
     with progress.stage("measuring what rounding does", 2 * SEEDS) as advance:
         noise = list(_noise(before, after, first, second, batches, seed, advance))
-    bound = max(LARGEST_CHANGE, FACTOR * max(_moved(quiet, loud, after) for quiet, loud in noise))
+    bound = max(LARGEST_CHANGE, FACTOR * max(one.change for one in noise))
     seen |= {"bound": bound, "dtype": _coarsest(before, after, differ)}
     if moved <= bound:
         return Proof(verdict=ALGEBRAIC, **seen)
     with progress.stage("looking for the first difference", 1):
-        name, by, most = _first(before, after, first, second, noise)
+        name, by, most = _first(before, after, first.grams, second.grams, noise)
     return Proof(verdict=DIFFERENT, first=name, first_change=by, first_bound=most, **seen)
 
 
@@ -245,10 +245,11 @@ def _most_changed(before: Network, after: Network, count: int) -> Tensor:
         tables = [site for site in network.sites if site.role == "embedding"]
         if not tables:
             return torch.empty(0, dtype=torch.long)
-        largest = max(tables, key=lambda site: site.shape[0])
-        lengths.append(network.source.read(network.stored_name(largest.parameter)).double().norm(dim=-1))
+        words = tables[0]  # what is looked up first; positions come later
+        lengths.append(network.source.read(network.stored_name(words.parameter)).double().norm(dim=-1))
     by = (lengths[1] - lengths[0]).abs() / lengths[0].clamp(min=1e-300)
-    return by.argsort(descending=True, stable=True)[:count]
+    order: Tensor = by.argsort(descending=True, stable=True)
+    return order[:count]
 
 
 # Runs
@@ -258,6 +259,15 @@ def _most_changed(before: Network, after: Network, count: int) -> Tensor:
 class _Run:
     outputs: list[Tensor]
     grams: Grams
+
+
+@dataclass(frozen=True, eq=False)
+class _Noise:
+    """What rounding noise did to one network; its outputs are not kept, they are large."""
+
+    change: float
+    quiet: Grams
+    loud: Grams
 
 
 def _run(network: Network, read: Read, batches: Sequence[Mapping[str, Any]]) -> _Run:
@@ -287,19 +297,20 @@ def _moved(before: _Run, after: _Run, network: Network) -> float:
 
 def _noise(
     before: Network, after: Network, first: _Run, second: _Run, batches: Sequence[Mapping[str, Any]], seed: int,
-    advance: Any,
-) -> Iterator[tuple[_Run, _Run]]:  # fmt: skip
+    advance: Advance,
+) -> Iterator[_Noise]:  # fmt: skip
     """Each network beside itself with rounding noise, for a few seeds."""
     for network, other, quiet in ((before, after, first), (after, before, second)):
         for number in range(SEEDS):
             read = partial(_shaken, network, other, derived_seed(seed, "noise", str(number)))
-            yield quiet, _run(network, read, batches)
+            loud = _run(network, read, batches)
+            yield _Noise(_moved(quiet, loud, network), quiet.grams, loud.grams)
             advance()
 
 
 def _shaken(network: Network, other: Network, seed: int, name: str) -> Tensor:
     """A tensor in float64 with a random relative error wherever the other network holds another number."""
-    tensor = network.source.read(name)
+    tensor: Tensor = network.source.read(name)
     if not tensor.is_floating_point():
         return tensor
     values: Tensor = tensor.double()
@@ -313,7 +324,7 @@ def _shaken(network: Network, other: Network, seed: int, name: str) -> Tensor:
 
 
 def _first(
-    before: Network, after: Network, first: _Run, second: _Run, noise: Sequence[tuple[_Run, _Run]]
+    before: Network, after: Network, first: Grams, second: Grams, noise: Sequence[_Noise]
 ) -> tuple[str, float, float]:
     """The first edge where the networks differ by more than rounding: its name, by how much, and what is explained."""
     try:
@@ -321,12 +332,12 @@ def _first(
     except InvalidModel:  # without weights its code cannot be followed; then only blocks are compared
         here = there = {f"{block.name}:output": False for block in before.blocks}
     found: list[tuple[str, float, float]] = []
-    for name in first.grams.names():
+    for name in first.names():
         if name in here and name in there:
-            by = first.grams.change(second.grams, name, (here[name], there[name]))
+            by = first.change(second, name, (here[name], there[name]))
             rounding = [
-                quiet.grams.change(loud.grams, name, (centred[name], centred[name]))
-                for (quiet, loud), centred in zip(noise, [here] * SEEDS + [there] * SEEDS, strict=True)
+                one.quiet.change(one.loud, name, (centred[name], centred[name]))
+                for one, centred in zip(noise, [here] * SEEDS + [there] * SEEDS, strict=True)
             ]
             found.append((name, by, max(LARGEST_CHANGE, FACTOR * max(rounding))))
     blocks = {f"{block.name}:output" for block in before.blocks}

@@ -7,7 +7,7 @@ rounding of the arithmetic. Storing the result rounds once more, and that is mea
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -127,9 +127,8 @@ def check_rewrites(methods: Iterable[str | Any], *, calibrated: bool) -> list[An
 
 def label(method: Any) -> str:
     """A method with those of its arguments that are not the default."""
-    given = {f.name: getattr(method, f.name) for f in fields(method)}
-    usual = {f.name: f.default for f in fields(method)}
-    changed = {name: value for name, value in given.items() if value != usual[name]}
+    usual = {field.name: field.default for field in fields(method)} if is_dataclass(method) else {}
+    changed = {name: value for name in usual if (value := getattr(method, name)) != usual[name]}
     return str(method.name) + (f"({', '.join(f'{k}={v!r}' for k, v in changed.items())})" if changed else "")
 
 

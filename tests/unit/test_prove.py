@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,8 +74,21 @@ def test_untied_is_bitwise(directory_of: Directory, tmp_path: Path) -> None:
     assert prove(network, saved).verdict == BITWISE
 
 
-@pytest.mark.parametrize("methods", [["fold_norms", "hadamard"], ["untie", "fold_norms", "hadamard"]])
-def test_a_tied_tensor_that_is_stored_twice(methods: list[str], directory_of: Directory, tmp_path: Path) -> None:
+class Shuffle:
+    """Every order of channels that can be changed, changed: a rewrite of a user's own."""
+
+    name, needs = "shuffle", frozenset[str]()
+
+    def choose(self, symmetries: Any, *_: Any, generator: torch.Generator) -> tuple[Fold, ...]:
+        return tuple(
+            Fold(symmetry, Transform(order=torch.randperm(symmetry.size, generator=generator)))
+            for symmetry in symmetries
+            if symmetry.group == PERMUTATION
+        )
+
+
+@pytest.mark.parametrize("methods", [[Shuffle()], ["untie", Shuffle()], ["untie", "fold_norms", "hadamard"]])
+def test_a_tied_tensor_that_is_stored_twice(methods: list[Any], directory_of: Directory, tmp_path: Path) -> None:
     def twice(tensors: dict[str, Tensor]) -> None:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
 
@@ -110,15 +124,10 @@ def test_rewritten_and_stored_is_algebraic(family: str, dtype: str, directory_of
 
 def test_a_permutation_is_algebraic(directory_of: Directory, tmp_path: Path) -> None:
     network = load(directory_of("llama"))
-    generator = torch.Generator().manual_seed(1)
-    folds = [
-        Fold(symmetry, Transform(order=torch.randperm(symmetry.size, generator=generator)))
-        for symmetry in symmetries_of(network)
-        if symmetry.group == PERMUTATION
-    ]
-    assert len(folds) > 4
-    rewritten = replace(network, source=Rewritten(network.source, folds))
-    saved = save(network, rewritten, (), tmp_path / "out")
+    rewritten, steps = rewrite(network, [Shuffle()])
+    assert steps[0].method == "shuffle"
+    assert len(steps[0].edges) == 5
+    saved = save(network, rewritten, steps, tmp_path / "out")
     proof = prove(network, saved.network)
     assert proof.verdict == ALGEBRAIC
     assert proof.change < 1e-12, "nothing was rounded"
