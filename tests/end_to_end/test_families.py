@@ -6,9 +6,7 @@ import pytest
 from families import FAMILIES, Family
 from family_table import PAGE, row
 
-LINES = {
-    line.split(" | ")[0].strip("| "): line for line in PAGE.read_text(encoding="utf-8").splitlines() if "|" in line
-}
+LINES = {line.split(" | ")[0][2:]: line for line in PAGE.read_text(encoding="utf-8").splitlines() if line[:2] == "| "}
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
