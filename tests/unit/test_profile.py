@@ -54,7 +54,7 @@ def pairs(lost: int, gained: int, right: int, wrong: int) -> Measurement:
 
 
 def test_flips_against_published_vectors() -> None:
-    """McNemar, Tango and Clopper-Pearson as the dossier of vectors has them; one-sided 95 % is two-sided 90 %."""
+    """McNemar, Tango and Clopper-Pearson as the reference vectors have them; one-sided 95 % is two-sided 90 %."""
     assert mcnemar(12, 9) == pytest.approx(0.331812, abs=1e-6)
     assert mcnemar(30, 18) == pytest.approx(0.055701, abs=1e-6)
     assert mcnemar(0, 4) == 1
