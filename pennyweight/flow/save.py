@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from pennyweight.formats import Compressed
 from pennyweight.network.fold import STORED, exact
 from pennyweight.network.network import Network, Site
 from pennyweight.network.run import change, outputs
-from pennyweight.network.source import Source, TensorInfo
+from pennyweight.network.source import Derived, Source, TensorInfo
 from pennyweight.numerics.hashing import of_value
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -148,39 +147,28 @@ def _nothing(site: Site) -> Compressed:
     raise AssertionError(f"{site.name} is not compressed")
 
 
-class _AsStored:
+class _AsStored(Derived):
     """A source with every float rounded once to one type, and every tied tensor under its first name alone."""
 
     def __init__(self, network: Network, dtype: str) -> None:
         self.source: Source = network.source
         self._dtype = dtype
         copies = {name for names in network.tied for name in names if name != network.stored_name(names[0])}
-        self.tensors: Mapping[str, TensorInfo] = {
+        self._tensors: Mapping[str, TensorInfo] = {
             name: self._info(info) for name, info in self.source.tensors.items() if name not in copies
         }
 
     @property
-    def path(self) -> Path:
-        return self.source.path
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        return self.source.config
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return self._tensors
 
     @property
     def fingerprint(self) -> str:
         return of_value(["stored", self.source.fingerprint, self._dtype])
 
     @property
-    def stored_bytes(self) -> int:
-        return sum(info.bytes for info in self.tensors.values())
-
-    @property
     def description(self) -> str:
         return f"in {self._dtype}; {self.source.description}"
-
-    def auxiliary(self) -> Mapping[str, bytes | Path]:
-        return self.source.auxiliary()
 
     def read(self, name: str) -> Tensor:
         dtype = STORED[self.tensors[name].dtype]

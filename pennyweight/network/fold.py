@@ -13,15 +13,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from pennyweight.errors import InvalidTransform, InvalidWeights
-from pennyweight.network.source import DTYPES, Source, TensorInfo
+from pennyweight.network.source import DTYPES, Derived, Source, TensorInfo
 from pennyweight.network.symmetry import ORTHOGONAL, PERMUTATION, POSITIVE, Side, Symmetry
 from pennyweight.network.watch import Port
 from pennyweight.numerics.hashing import of_bytes, of_value
@@ -155,7 +154,7 @@ def _check_matrix(symmetry: Symmetry, matrix: Tensor, refuse: Any) -> None:
         refuse("a matrix that is nearly singular", "a condition number below 1e8")
 
 
-class Rewritten:
+class Rewritten(Derived):
     """Another source with transforms folded into its tensors as they are read.
 
     Args:
@@ -189,21 +188,6 @@ class Rewritten:
                 self._check_norms(step, fold)
 
     @property
-    def path(self) -> Path:
-        """Where the weights were opened from."""
-        return self.source.path
-
-    @property
-    def module(self) -> nn.Module | None:
-        """The module in memory whose code runs, if the source is one."""
-        return getattr(self.source, "module", None)
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """That of the source."""
-        return self.source.config
-
-    @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Those of the source; a tensor of codes becomes float32 when something is folded into it."""
         return {name: self._info(name, info) for name, info in self.source.tensors.items()}
@@ -215,18 +199,9 @@ class Rewritten:
         return of_value(["rewritten", self.source.fingerprint, parts])
 
     @property
-    def stored_bytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(info.bytes for info in self.tensors.values())
-
-    @property
     def description(self) -> str:
         """How many edges were changed, and of what."""
         return f"{len(self.folds)} changes of basis folded in; {self.source.description}"
-
-    def auxiliary(self) -> Mapping[str, bytes | Path]:
-        """Those of the source."""
-        return self.source.auxiliary()
 
     def read(self, name: str) -> Tensor:
         """A tensor with everything folded in, in the type it is stored in (float32 where codes are stored)."""

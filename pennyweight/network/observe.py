@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pennyweight.network.norms import norm_of
-from pennyweight.network.watch import ADDED, CONVOLUTIONS, GROUPED, LINEAR, PRODUCTS, TABLES, TRANSPOSED, _transparent
+from pennyweight.network.watch import ADDED, CONVOLUTIONS, GROUPED, LINEAR, PRODUCTS, TABLES, TRANSPOSED, transparent
 from pennyweight.numerics.linear import ONEDNN
 
 LAYERS = LINEAR | ({torch.ops.mkldnn._linear_pointwise} if ONEDNN else set())
@@ -104,7 +104,7 @@ class Observing(TorchFunctionMode):
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # one fused function would hide the weights inside it
         self._entered.callback(torch.backends.mha.set_fastpath_enabled, fast)
-        self._entered.enter_context(_transparent())
+        self._entered.enter_context(transparent())
         for gain, module, axis in self._norms:
             hook = partial(self._normed, f"{gain.removesuffix('.weight')}:output", axis)
             self._entered.callback(module.register_forward_hook(hook).remove)

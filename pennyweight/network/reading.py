@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
-from pennyweight.network.watch import ADDED, CONVOLUTIONS, GROUPED, LINEAR, PRODUCTS, TRANSPOSED, _transparent
+from pennyweight.network.watch import ADDED, CONVOLUTIONS, GROUPED, LINEAR, PRODUCTS, TRANSPOSED, transparent
 
 FORWARD = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 BACKWARD = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
@@ -41,7 +41,7 @@ def reading(parameters: Mapping[str, Tensor], see: See) -> Iterator[Reading]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one fused function would hide the weights inside it
     try:
-        with _transparent(), Reading(parameters, see) as mode:
+        with transparent(), Reading(parameters, see) as mode:
             yield mode
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from pennyweight.errors import InvalidTransform, InvalidWeights
 from pennyweight.network.fold import STORED, exact
 from pennyweight.network.inputs import example
 from pennyweight.network.network import Network, Site
-from pennyweight.network.source import Source, TensorInfo
+from pennyweight.network.source import Derived, Source, TensorInfo
 from pennyweight.network.trace import skeleton, trace
 from pennyweight.network.watch import watch
 from pennyweight.numerics.hashing import of_value
@@ -43,7 +42,7 @@ class Made:
     of: Callable[[Read], Tensor]
 
 
-class Rebuilt:
+class Rebuilt(Derived):
     """Another source with some tensors made anew and some left out.
 
     Args:
@@ -61,15 +60,15 @@ class Rebuilt:
     ) -> None:  # fmt: skip
         self.source, self._made, self._what, self._module, self._config = source, dict(made), what, module, config
         kept = {name: info for name, info in source.tensors.items() if name not in dropped}
-        self.tensors: Mapping[str, TensorInfo] = kept | {
+        self._tensors: Mapping[str, TensorInfo] = kept | {
             name: TensorInfo(name, new.shape, new.dtype, prod(new.shape) * STORED[new.dtype].itemsize)
             for name, new in made.items()
         }
 
     @property
-    def path(self) -> Path:
-        """Where the weights were opened from."""
-        return self.source.path
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """What is left of the source's, and what was made."""
+        return self._tensors
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -88,18 +87,9 @@ class Rebuilt:
         return of_value(["rebuilt", self.source.fingerprint, self._what, shapes])
 
     @property
-    def stored_bytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(info.bytes for info in self.tensors.values())
-
-    @property
     def description(self) -> str:
         """What was done, and to what."""
         return f"{self._what}; {self.source.description}"
-
-    def auxiliary(self) -> Mapping[str, bytes | Path]:
-        """Those of the source."""
-        return self.source.auxiliary()
 
     def read(self, name: str) -> Tensor:
         """A tensor in the type it is stored in.

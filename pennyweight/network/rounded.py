@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pennyweight.formats import Grid, Scales
 from pennyweight.network.network import Network
-from pennyweight.network.source import Source, TensorInfo, check_finite
+from pennyweight.network.source import Derived, Source, TensorInfo, check_finite
 from pennyweight.numerics.hashing import of_value
 
 
-class RoundedSource:
+class RoundedSource(Derived):
     """Another source with some of its weights rounded to the nearest grid point.
 
     Scales are fitted on the first read and kept, a small part of the weights' size; codes are made on every read. So no
@@ -39,21 +37,6 @@ class RoundedSource:
         self._scales: dict[str, Scales] = {}
 
     @property
-    def path(self) -> Path:
-        """Where the weights were opened from."""
-        return self.source.path
-
-    @property
-    def module(self) -> nn.Module | None:
-        """The module in memory whose code runs, if the source is one."""
-        return getattr(self.source, "module", None)
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """That of the source."""
-        return self.source.config
-
-    @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Those of the source; a rounded one has the bytes it would take, without the padding of a container."""
         return {name: self._info(name, info) for name, info in self.source.tensors.items()}
@@ -63,11 +46,6 @@ class RoundedSource:
         """Hash of the source's own and of what is rounded how."""
         labels = sorted((name, grid.label()) for name, grid in self.grids.items())
         return of_value(["rounded", self.source.fingerprint, labels, self.search])
-
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of all tensors, the rounded ones as codes and scales."""
-        return sum(info.bytes for info in self.tensors.values())
 
     @property
     def description(self) -> str:
@@ -87,10 +65,6 @@ class RoundedSource:
             self._scales[name] = grid.fit(weight, search=self.search)
         scales = self._scales[name]
         return grid.decode(scales.part(scales.round(weight)).tensors, tuple(weight.shape))
-
-    def auxiliary(self) -> Mapping[str, bytes | Path]:
-        """Those of the source."""
-        return self.source.auxiliary()
 
     def _info(self, name: str, info: TensorInfo) -> TensorInfo:
         grid = self.grids.get(name)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pennyweight.errors import CorruptFile, InvalidModel, InvalidWeights, MissingFile
 
@@ -94,6 +94,45 @@ class Source(Protocol):
     def auxiliary(self) -> Mapping[str, bytes | Path]:
         """Every other file that belongs beside a copy of the model, by relative name."""
         ...
+
+
+class Derived:
+    """What sources that are made from another one have in common: only its tensors are theirs.
+
+    Args:
+        source: the one they are made from; subclasses set it.
+    """
+
+    source: Source
+
+    @property
+    def path(self) -> Path:
+        """Where the weights were opened from."""
+        return self.source.path
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module in memory whose code runs, if the source is one."""
+        return getattr(self.source, "module", None)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """That of the source."""
+        return self.source.config
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Those of the source, unless a subclass changes them."""
+        return self.source.tensors
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all tensors, as they would be stored now."""
+        return sum(info.bytes for info in self.tensors.values())
+
+    def auxiliary(self) -> Mapping[str, bytes | Path]:
+        """Those of the source."""
+        return self.source.auxiliary()
 
 
 @dataclass(frozen=True)

@@ -209,7 +209,7 @@ def _general(name: str, buffer: Tensor) -> Tensor:
 
 
 @contextmanager
-def _transparent() -> Iterator[None]:
+def transparent() -> Iterator[None]:
     """Python functions of torch show what they are made of: no mode is asked about them, only about what they call."""
     names = [name for name in vars(F) if name.startswith("has_torch_function")]
     before = {name: getattr(F, name) for name in names}
@@ -262,7 +262,7 @@ def watch(
     """
     with emptied(model) as parameters:
         mode = _Watching(model, parameters, changes or {}, like)
-        with _norms_cut(model, mode), _transparent(), torch.set_grad_enabled(grad), warnings.catch_warnings():
+        with _norms_cut(model, mode), transparent(), torch.set_grad_enabled(grad), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 with mode:

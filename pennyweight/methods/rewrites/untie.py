@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from pennyweight.network.fold import exact
 from pennyweight.network.network import Network
-from pennyweight.network.source import Source, TensorInfo
+from pennyweight.network.source import Derived, Source, TensorInfo
 from pennyweight.numerics.hashing import of_value
 from pennyweight.promises import Deterministic, Promise
 
@@ -38,7 +37,7 @@ class Untie:
         return replace(network, source=Untied(network.source, aliases), tied=())
 
 
-class Untied:
+class Untied(Derived):
     """Another source with some tensors under more than one name.
 
     Args:
@@ -48,14 +47,14 @@ class Untied:
 
     def __init__(self, source: Source, aliases: Mapping[str, str]) -> None:
         self.source, self._aliases = source, dict(aliases)
-        self.tensors: Mapping[str, TensorInfo] = {
+        self._tensors: Mapping[str, TensorInfo] = {
             **source.tensors, **{name: replace(source.tensors[stored], name=name) for name, stored in aliases.items()}
         }  # fmt: skip
 
     @property
-    def path(self) -> Path:
-        """Where the weights were opened from."""
-        return self.source.path
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Those of the source, under all their names."""
+        return self._tensors
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -74,11 +73,6 @@ class Untied:
         return of_value(["untied", self.source.fingerprint, sorted(self._aliases.items())])
 
     @property
-    def stored_bytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(info.bytes for info in self.tensors.values())
-
-    @property
     def description(self) -> str:
         """What was untied, and of what."""
         return f"{len(self._aliases)} names untied; {self.source.description}"
@@ -90,10 +84,6 @@ class Untied:
     def exact(self, name: str) -> Tensor:
         """The same, not rounded where the source was rewritten."""
         return exact(self.source, self._aliases.get(name, name))
-
-    def auxiliary(self) -> Mapping[str, bytes | Path]:
-        """Those of the source."""
-        return self.source.auxiliary()
 
 
 def untied_module(module: nn.Module) -> nn.Module:
