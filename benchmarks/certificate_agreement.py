@@ -86,14 +86,15 @@ def main() -> None:
             for factor in FACTORS:
                 if reaches(name, factor * float(corpus[name].degradation.mean())):
                     continue
-                row = {"bits": bits, "commit": machine.facts(arguments.seed)["commit"]}
+                threads, commit = torch.get_num_threads(), machine.facts(arguments.seed)["commit"]
+                row = {"bits": bits, "commit": commit, "threads": threads}
                 rows.append(row | compare(name, factor, pilot, corpus[name], arguments.orders))
         value = {
             **machine.facts(arguments.seed), "model": "SmolLM2-135M-Instruct, channels permuted",
             "text": windows.source,
             "windows": len(drawn) - PILOT, "tokens": LENGTH, "pilot_windows": PILOT, "grid": "round to nearest, g32",
             "most_windows": (len(drawn) - PILOT) // SHARE, "confidence": CONFIDENCE, "orders": arguments.orders,
-            "threads": torch.get_num_threads(), "rows": rows,
+            "rows": rows,
         }  # fmt: skip
         machine.write("certificate_agreement", value)  # after every width: the passes take minutes
     show(rows)
@@ -106,7 +107,8 @@ def kept(widths: list[int], arguments: argparse.Namespace) -> list[dict[str, Any
     asked = {"seed": arguments.seed, "orders": arguments.orders, "windows": arguments.windows - PILOT}
     if any(before.get(key) != value for key, value in asked.items()) or before.get("text") != arguments.text.name:
         return []
-    return [{"commit": before["commit"], **row} for row in before["rows"] if row["bits"] not in widths]
+    facts = {key: before[key] for key in ("commit", "threads") if key in before}
+    return [{**facts, **row} for row in before["rows"] if row["bits"] not in widths]
 
 
 def reaches(name: str, margin: float) -> bool:
