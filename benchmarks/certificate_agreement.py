@@ -37,9 +37,9 @@ from pennyweight.flow.measure import ReferenceStates, Scorer
 from pennyweight.flow.progress import Progress
 from pennyweight.formats import Grid
 from pennyweight.methods.certification import certify, decide, degradations
-from pennyweight.network.rounded import rounded
-from pennyweight.network.source import Source
-from pennyweight.network.tokenizer import load_tokenizer, separator_id
+from pennyweight.network.changing.rounded import rounded
+from pennyweight.network.sources.source import Source
+from pennyweight.network.sources.tokenizer import load_tokenizer, separator_id
 from pennyweight.numerics.random import permutation
 
 LENGTH, PILOT, SHARE = 256, 32, 10

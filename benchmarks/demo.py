@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from pennyweight.cli import main
-from pennyweight.network.gguf import embedded_default
+from pennyweight.network.sources.gguf import embedded_default
 
 OUT = Path("demo") / "small"
 

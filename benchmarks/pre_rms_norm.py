@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from pennyweight.methods.rewrites.layer_to_rms import LayerToRMS
 from pennyweight.methods.rewrites.untie import Untie
+from pennyweight.network.finding.trace import network_of
 from pennyweight.network.network import Network
-from pennyweight.network.run import change, materialised, outputs
-from pennyweight.network.trace import network_of
+from pennyweight.network.running.run import change, materialised, outputs
 from pennyweight.numerics.random import stream
 
 SEED = 0

@@ -30,11 +30,11 @@ from pennyweight.flow.observe import observe
 from pennyweight.flow.rewrite import rewrite
 from pennyweight.flow.steps import held_out, sample
 from pennyweight.formats import Grid
+from pennyweight.network.finding.trace import load_network
 from pennyweight.network.network import Network
-from pennyweight.network.online import identity, online
-from pennyweight.network.opening import open_source
-from pennyweight.network.run import materialised
-from pennyweight.network.trace import load_network
+from pennyweight.network.running.online import identity, online
+from pennyweight.network.running.run import materialised
+from pennyweight.network.sources.opening import open_source
 from pennyweight.numerics.hadamard import transform
 from pennyweight.numerics.random import permutation
 from pennyweight.numerics.uniform import rounded_per_token

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pennyweight.network.shared_prefix import check_shared_prefix, shared_prefix
+from pennyweight.network.running.shared_prefix import check_shared_prefix, shared_prefix
 from pennyweight.numerics.random import stream
 
 SEED, PROMPT, LENGTH, COUNTS, LEAST = 0, 768, 48, (1, 4, 16), 3.0

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from pennyweight.flow.steps import apply, certify, collect, held_out, make_plan, sample
     from pennyweight.flow.verify import verify
     from pennyweight.formats import Compressed, Dense, Grid
+    from pennyweight.network.finding.trace import network_of
     from pennyweight.network.network import Edge, Network, Site
-    from pennyweight.network.trace import network_of
     from pennyweight.plan import Option, Plan, Stage, Step
     from pennyweight.statistics import Statistics
     from pennyweight.task import Task, read_task
@@ -62,7 +62,7 @@ _PLACES = {
     "pennyweight.flow.verify": ("verify",),
     "pennyweight.formats": ("Compressed", "Dense", "Grid"),
     "pennyweight.network.network": ("Edge", "Network", "Site"),
-    "pennyweight.network.trace": ("network_of",),
+    "pennyweight.network.finding.trace": ("network_of",),
     "pennyweight.plan": ("Option", "Plan", "Stage", "Step"),
     "pennyweight.statistics": ("Statistics",),
     "pennyweight.task": ("Task", "read_task"),

@@ -32,9 +32,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
 from torch import nn  # noqa: E402
 
 from pennyweight.corpus import Windows  # noqa: E402
+from pennyweight.network.finding.trace import load_network  # noqa: E402
 from pennyweight.network.network import Network  # noqa: E402
-from pennyweight.network.opening import open_source  # noqa: E402
-from pennyweight.network.trace import load_network  # noqa: E402
+from pennyweight.network.sources.opening import open_source  # noqa: E402
 
 settings.register_profile("pennyweight", deadline=None, derandomize=True, database=None)
 settings.load_profile("pennyweight")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from pennyweight.network.inputs import example
+from pennyweight.network.finding.inputs import example
 from pennyweight.numerics.random import stream
 
 

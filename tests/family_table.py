@@ -22,8 +22,8 @@ from pennyweight.errors import InvalidMethod, InvalidTransform
 from pennyweight.flow.modules.store import pack, unpack
 from pennyweight.flow.rewrite import rewrite
 from pennyweight.formats import Compressed, Grid
+from pennyweight.network.finding.trace import network_of, symmetries_of
 from pennyweight.network.network import Network
-from pennyweight.network.trace import network_of, symmetries_of
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "families.md"
 QUICK = {"learned_rotation": "learned_rotation(steps=2)", "learned_scale": "learned_scale(steps=2)"}

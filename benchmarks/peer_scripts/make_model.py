@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from pennyweight.network.gguf import GGUFSource, embedded_default
+from pennyweight.network.sources.gguf import GGUFSource, embedded_default
 from pennyweight.numerics.random import stream
 
 SEED = 20

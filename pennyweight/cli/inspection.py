@@ -19,8 +19,8 @@ from pennyweight.export.engines import ENGINES, Engine
 from pennyweight.flow.load import load
 from pennyweight.flow.options import menu
 from pennyweight.flow.progress import Progress
+from pennyweight.network.finding.trace import symmetries_of
 from pennyweight.network.network import Network, Site
-from pennyweight.network.trace import symmetries_of
 
 NUMBER = re.compile(r"(?<![^.\s])\d+(?![^.:\s])")  # a part of a dotted name
 

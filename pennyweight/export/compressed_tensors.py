@@ -27,7 +27,7 @@ from pennyweight.export.compressed_tensors_layout import Item, check, items_of, 
 from pennyweight.export.safetensors_stream import ShardWriter, is_written, write_file
 from pennyweight.formats import Compressed, Dense, Grid
 from pennyweight.network.network import Network, Site
-from pennyweight.network.source import INDEX
+from pennyweight.network.sources.source import INDEX
 from pennyweight.numerics.hashing import of_bytes
 from pennyweight.numerics.packing import pack_int32
 

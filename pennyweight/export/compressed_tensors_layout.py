@@ -15,7 +15,7 @@ from pennyweight.export.safetensors_stream import Entry
 from pennyweight.formats import Dense, Grid
 from pennyweight.formats.dense import DTYPES
 from pennyweight.network.network import Network, Site
-from pennyweight.network.source import TensorInfo
+from pennyweight.network.sources.source import TensorInfo
 from pennyweight.numerics.packing import words_of
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from pennyweight.errors import InvalidFormat, InvalidModel
 from pennyweight.formats import Grid, Part
 from pennyweight.formats.grid import SCALE_DTYPES
-from pennyweight.network.source import SafetensorsSource, TensorInfo, find_tensor, read_json_object
+from pennyweight.network.sources.source import SafetensorsSource, TensorInfo, find_tensor, read_json_object
 from pennyweight.numerics.packing import unpack_int32, words_of
 
 METHOD = "compressed-tensors"

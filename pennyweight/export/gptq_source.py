@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pennyweight.errors import InvalidModel
-from pennyweight.network.source import SafetensorsSource, TensorInfo, find_tensor, read_json_object
+from pennyweight.network.sources.source import SafetensorsSource, TensorInfo, find_tensor, read_json_object
 from pennyweight.numerics.packing import unpack_int32, words_of
 
 METHOD = "gptq"

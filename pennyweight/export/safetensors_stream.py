@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pennyweight.errors import DiskFull, InvalidOutput, PennyweightError
-from pennyweight.network.source import DTYPES
+from pennyweight.network.sources.source import DTYPES
 
 TAGS = {str(dtype).removeprefix("torch."): tag for tag, dtype in DTYPES.items()}
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})

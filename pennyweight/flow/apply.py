@@ -16,7 +16,7 @@ from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.formats import Compressed, Grid, Part
 from pennyweight.methods.quantization import RoundToNearest
 from pennyweight.network.network import Network, Site
-from pennyweight.network.source import check_finite
+from pennyweight.network.sources.source import check_finite
 from pennyweight.numerics.hashing import of_value
 from pennyweight.numerics.linear import linear
 from pennyweight.numerics.memory import release

@@ -20,7 +20,7 @@ from pennyweight.corpus import Windows
 from pennyweight.flow.journal import Journal, Spill
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.network.network import Network, Site
-from pennyweight.network.stream import Stream
+from pennyweight.network.running.stream import Stream
 from pennyweight.numerics.linear import add_second_moment
 from pennyweight.numerics.memory import release
 from pennyweight.numerics.random import stream

@@ -10,11 +10,11 @@ from pennyweight.errors import InvalidMeasurement, InvalidWeights
 from pennyweight.export import CompressedTensorsSource, is_compressed_tensors
 from pennyweight.export.gptq_source import GPTQSource, is_gptq
 from pennyweight.flow.progress import QUIET, Progress
+from pennyweight.network.finding.trace import load_network
 from pennyweight.network.network import Network
-from pennyweight.network.onnx import open_onnx
-from pennyweight.network.opening import find_model, open_source
-from pennyweight.network.source import check_finite
-from pennyweight.network.trace import load_network
+from pennyweight.network.running.onnx import open_onnx
+from pennyweight.network.sources.opening import find_model, open_source
+from pennyweight.network.sources.source import check_finite
 
 
 def check_weights(network: Network, dtype: str, progress: Progress = QUIET) -> None:

@@ -23,8 +23,8 @@ from pennyweight.errors import InvalidMeasurement
 from pennyweight.flow.journal import Journal
 from pennyweight.flow.progress import QUIET, Advance, Progress
 from pennyweight.network.network import Network
-from pennyweight.network.onnx import LOGIT_TOKENS, OnnxRunner, OnnxSource
-from pennyweight.network.stream import Stream
+from pennyweight.network.running.onnx import LOGIT_TOKENS, OnnxRunner, OnnxSource
+from pennyweight.network.running.stream import Stream
 
 BATCH_TOKENS = 4096  # scored with each block's weights read once
 ROWS = 64  # positions whose log-probabilities of the whole vocabulary are in memory at once

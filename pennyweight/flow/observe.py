@@ -13,9 +13,9 @@ import torch
 from pennyweight.corpus import Windows
 from pennyweight.errors import InvalidMeasurement
 from pennyweight.network.network import Network
-from pennyweight.network.observe import Observing, Seen
-from pennyweight.network.run import materialised
-from pennyweight.network.stream import Stream
+from pennyweight.network.running.observe import Observing, Seen
+from pennyweight.network.running.run import materialised
+from pennyweight.network.running.stream import Stream
 from pennyweight.statistics import Statistics
 
 HEAD_TOKENS = 512  # whose logits are computed: the head reads as much of an activation as is needed to know its range

@@ -15,7 +15,7 @@ from pennyweight.flow.journal import Journal
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.formats import Dense, Grid
 from pennyweight.network.network import Network, Site
-from pennyweight.network.source import check_finite
+from pennyweight.network.sources.source import check_finite
 from pennyweight.numerics.hashing import of_value
 from pennyweight.numerics.memory import release
 from pennyweight.plan import Option, Stage, Step

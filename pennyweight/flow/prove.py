@@ -6,7 +6,7 @@ and not guessed: every stored number that is not the same in both networks gets 
 unit roundoff of the coarser of its two types, mean zero, in each network in turn, for a few seeds. The outputs may
 change by `FACTOR` times the largest change seen so, and by the rounding of the arithmetic itself.
 
-Inside, bases differ. The first edge that differs is looked for where they can only be turned (`network.grams`).
+Inside, bases differ. The first edge that differs is looked for where they can only be turned (`network.running.grams`).
 
 What no window reaches is not seen: positions behind its end, experts that no token chose. Tokens are looked for whose
 embeddings changed most, and a window is made of them.
@@ -27,12 +27,12 @@ from pennyweight.errors import InvalidMeasurement, InvalidModel
 from pennyweight.flow.load import check_pair
 from pennyweight.flow.progress import QUIET, Advance, Progress
 from pennyweight.flow.rewrite import LARGEST_CHANGE
-from pennyweight.network.fold import STORED
-from pennyweight.network.grams import Grams, comparable
-from pennyweight.network.inputs import example
+from pennyweight.network.changing.fold import STORED
+from pennyweight.network.finding.inputs import example
+from pennyweight.network.finding.trace import skeleton
 from pennyweight.network.network import Network
-from pennyweight.network.run import Read, change, passes
-from pennyweight.network.trace import skeleton
+from pennyweight.network.running.grams import Grams, comparable
+from pennyweight.network.running.run import Read, change, passes
 from pennyweight.numerics.random import derived_seed, stream
 
 BITWISE, ALGEBRAIC, DIFFERENT = "bitwise", "algebraic", "different"

@@ -18,12 +18,12 @@ from pennyweight.errors import MissingStatistics, NotEquivalent
 from pennyweight.flow.journal import Journal
 from pennyweight.flow.observe import observe
 from pennyweight.flow.progress import QUIET, Progress
-from pennyweight.network.fold import Fold, Rewritten, Transform
+from pennyweight.network.changing.fold import Fold, Rewritten, Transform
+from pennyweight.network.changing.rebuild import Rebuilt
+from pennyweight.network.finding.symmetry import Symmetry
+from pennyweight.network.finding.trace import symmetries_of
 from pennyweight.network.network import Network
-from pennyweight.network.rebuild import Rebuilt
-from pennyweight.network.run import change, outputs
-from pennyweight.network.symmetry import Symmetry
-from pennyweight.network.trace import symmetries_of
+from pennyweight.network.running.run import change, outputs
 from pennyweight.numerics.random import stream
 from pennyweight.statistics import Statistics
 

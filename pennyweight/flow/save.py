@@ -22,10 +22,10 @@ from pennyweight.flow.load import load
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.rewrite import LARGEST_CHANGE, Step
 from pennyweight.formats import Compressed
-from pennyweight.network.fold import STORED, exact
+from pennyweight.network.changing.fold import STORED, exact
 from pennyweight.network.network import Network, Site
-from pennyweight.network.run import change, outputs
-from pennyweight.network.source import Derived, Source, TensorInfo
+from pennyweight.network.running.run import change, outputs
+from pennyweight.network.sources.source import Derived, Source, TensorInfo
 from pennyweight.numerics.hashing import of_value
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -76,7 +76,7 @@ def save(
     if getattr(after.source, "module", None) is not None:
         raise InvalidModel(
             "a module in memory has no config.json to save", expected="a model on disk",
-            mend="with pennyweight.network.run.materialised(network) as module: save the module as its library does",
+            mend="with materialised(network) as module (of network.running.run): save it as its library does",
             site=str(after.source.path),
         )  # fmt: skip
     check_empty(out)

@@ -40,7 +40,7 @@ from pennyweight.flow.text import some
 from pennyweight.methods.certification import certify as judge
 from pennyweight.methods.certification import combine
 from pennyweight.network.network import Network
-from pennyweight.network.tokenizer import load_tokenizer, separator_id
+from pennyweight.network.sources.tokenizer import load_tokenizer, separator_id
 from pennyweight.plan import Plan
 
 PREDICTED_SHARE = 0.7  # of a perplexity budget that a plan may spend by prediction alone; predictions run low

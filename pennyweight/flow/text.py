@@ -17,7 +17,7 @@ from pennyweight.corpus import (
 )
 from pennyweight.errors import InvalidModel
 from pennyweight.network.network import Network
-from pennyweight.network.tokenizer import load_tokenizer, separator_id
+from pennyweight.network.sources.tokenizer import load_tokenizer, separator_id
 from pennyweight.numerics.hashing import of_value
 from pennyweight.numerics.random import permutation
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pennyweight.network.source import Source
+from pennyweight.network.sources.source import Source
 
 
 @dataclass(frozen=True, kw_only=True)

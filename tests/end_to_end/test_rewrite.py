@@ -27,8 +27,8 @@ from pennyweight.flow.prove import prove
 from pennyweight.flow.save import save
 from pennyweight.flow.steps import apply, sample
 from pennyweight.flow.verify import verify
-from pennyweight.network.run import passes as run_network
-from pennyweight.network.trace import network_of
+from pennyweight.network.finding.trace import network_of
+from pennyweight.network.running.run import passes as run_network
 from pennyweight.plan import Plan
 
 Run = Callable[..., tuple[int, str, str]]

@@ -19,10 +19,10 @@ from pennyweight.flow.sampling.generate import Resident, resident
 from pennyweight.flow.sampling.mixture import Written, write
 from pennyweight.flow.sampling.tails import TailRisk, tail_risk
 from pennyweight.methods.probability import ImportanceSampling
+from pennyweight.network.finding.trace import load_network
 from pennyweight.network.network import Network
-from pennyweight.network.opening import open_source
-from pennyweight.network.tokenizer import load_tokenizer
-from pennyweight.network.trace import load_network
+from pennyweight.network.sources.opening import open_source
+from pennyweight.network.sources.tokenizer import load_tokenizer
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama", "vocab_size": 256, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,

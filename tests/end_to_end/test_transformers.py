@@ -9,7 +9,7 @@ import torch
 
 from pennyweight.flow.delivery import Outcome
 from pennyweight.flow.load import load
-from pennyweight.network.stream import Stream
+from pennyweight.network.running.stream import Stream
 
 pytest.importorskip("compressed_tensors", reason="the engines extra is not installed")
 pytest.importorskip("accelerate", reason="the engines extra is not installed")

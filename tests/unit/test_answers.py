@@ -17,11 +17,11 @@ from pennyweight.flow.certifying import answers
 from pennyweight.flow.certifying.answers import AnswerScorer, ReferenceAnswers, log_likelihoods
 from pennyweight.flow.journal import Journal
 from pennyweight.methods.measurement import Accuracy, ExactMatch
+from pennyweight.network.finding.trace import load_network
 from pennyweight.network.network import Network
-from pennyweight.network.opening import open_source
-from pennyweight.network.stream import Stream
-from pennyweight.network.tokenizer import load_tokenizer
-from pennyweight.network.trace import load_network
+from pennyweight.network.running.stream import Stream
+from pennyweight.network.sources.opening import open_source
+from pennyweight.network.sources.tokenizer import load_tokenizer
 from pennyweight.task import Question, Task, make_task
 
 WORDS = ("tree", "blue", "wood", "4242", "grün")

@@ -16,9 +16,9 @@ from pennyweight.corpus import Windows
 from pennyweight.flow import collect as room
 from pennyweight.flow.collect import Collected, collect
 from pennyweight.flow.journal import Journal, Spill
+from pennyweight.network.finding.trace import load_network
 from pennyweight.network.network import Network
-from pennyweight.network.opening import open_source
-from pennyweight.network.trace import load_network
+from pennyweight.network.sources.opening import open_source
 
 NetworkOf = Callable[[str], Network]
 ModelOf = Callable[[str], nn.Module]

@@ -22,9 +22,9 @@ from pennyweight.export.compressed_tensors_layout import dense_bytes, stored_byt
 from pennyweight.export.compressed_tensors_source import CompressedTensorsSource, is_compressed_tensors
 from pennyweight.formats import Compressed, Dense, Grid
 from pennyweight.methods.quantization import RoundToNearest
+from pennyweight.network.finding.trace import load_network
 from pennyweight.network.network import Network, Site
-from pennyweight.network.source import SafetensorsSource
-from pennyweight.network.trace import load_network
+from pennyweight.network.sources.source import SafetensorsSource
 from pennyweight.numerics.packing import pack_int32
 from pennyweight.numerics.random import stream
 

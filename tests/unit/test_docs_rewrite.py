@@ -11,9 +11,9 @@ import torch
 from families import BY_NAME
 
 from pennyweight.flow.rewrite import rewrite
-from pennyweight.network.fold import Fold, Transform, channel_values, exact
-from pennyweight.network.kinds import takes_scales
-from pennyweight.network.trace import network_of
+from pennyweight.network.changing.fold import Fold, Transform, channel_values, exact
+from pennyweight.network.finding.kinds import takes_scales
+from pennyweight.network.finding.trace import network_of
 from pennyweight.promises import Deterministic, Promise
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "concepts" / "rewrites.md"

@@ -12,8 +12,8 @@ from torch import nn
 from pennyweight.errors import InvalidText
 from pennyweight.flow.sampling.generate import Resident, resident, stop_ids
 from pennyweight.network.network import Network
-from pennyweight.network.opening import open_source
-from pennyweight.network.tokenizer import load_tokenizer
+from pennyweight.network.sources.opening import open_source
+from pennyweight.network.sources.tokenizer import load_tokenizer
 
 NetworkOf = Callable[[str], Network]
 ModelOf = Callable[[str], nn.Module]

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pennyweight.errors import CorruptFile, InvalidModel, MissingExtra, MissingFile, PennyweightError
-from pennyweight.network.gguf import GGUFSource, _quiet_transformers, embedded_default
-from pennyweight.network.opening import open_source
-from pennyweight.network.source import Source
-from pennyweight.network.tokenizer import load_tokenizer
+from pennyweight.network.sources.gguf import GGUFSource, _quiet_transformers, embedded_default
+from pennyweight.network.sources.opening import open_source
+from pennyweight.network.sources.source import Source
+from pennyweight.network.sources.tokenizer import load_tokenizer
 
 gguf = pytest.importorskip("gguf", reason="the gguf extra is not installed")
 
@@ -126,7 +126,7 @@ def test_tensors_are_decoded_exactly(kind: str, tmp_path: Path) -> None:
 def test_tiles_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_model(tmp_path / "m.gguf")
     whole = GGUFSource(tmp_path / "m.gguf").read("model.embed_tokens.weight")
-    monkeypatch.setattr("pennyweight.network.gguf.TILE", 7 * HIDDEN)  # 40 rows in tiles of 7
+    monkeypatch.setattr("pennyweight.network.sources.gguf.TILE", 7 * HIDDEN)  # 40 rows in tiles of 7
     assert torch.equal(GGUFSource(tmp_path / "m.gguf").read("model.embed_tokens.weight"), whole)
 
 

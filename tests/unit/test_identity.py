@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pennyweight.network.finding.trace import load_network
 from pennyweight.network.identity import identity_of
-from pennyweight.network.opening import open_source
-from pennyweight.network.source import INDEX
-from pennyweight.network.trace import load_network
+from pennyweight.network.sources.opening import open_source
+from pennyweight.network.sources.source import INDEX
 
 TINY: dict[str, Any] = {
     "model_type": "llama", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,

@@ -8,7 +8,7 @@ from families import BY_NAME, FAMILIES, Classifier, ResNet
 from torch import Tensor, nn
 
 from pennyweight.errors import InvalidModel
-from pennyweight.network.inputs import example
+from pennyweight.network.finding.inputs import example
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f.given is None], ids=lambda family: family.name)

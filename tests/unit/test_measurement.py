@@ -38,9 +38,9 @@ from pennyweight.methods.measurement import (
     TopAgreement,
     TotalVariation,
 )
+from pennyweight.network.finding.trace import load_network
 from pennyweight.network.network import Network
-from pennyweight.network.opening import open_source
-from pennyweight.network.trace import load_network
+from pennyweight.network.sources.opening import open_source
 from pennyweight.task import Answers, Question
 
 

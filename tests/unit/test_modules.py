@@ -26,8 +26,8 @@ from pennyweight.flow.modules.look import Seen, look
 from pennyweight.flow.progress import QUIET
 from pennyweight.formats import Grid
 from pennyweight.methods.measurement import PythonFunction
-from pennyweight.network.reading import reading
-from pennyweight.network.trace import network_of
+from pennyweight.network.finding.trace import network_of
+from pennyweight.network.running.reading import reading
 from pennyweight.plan import Step
 
 HIGHLY = pw.Budget.lose("cosine 0.02")

@@ -12,10 +12,10 @@ from pennyweight.flow.certifying import noise
 from pennyweight.flow.certifying.noise import measure_noise, noise_floor
 from pennyweight.flow.journal import Journal
 from pennyweight.flow.measure import token_metrics
+from pennyweight.network.finding.trace import load_network
 from pennyweight.network.network import Network
-from pennyweight.network.opening import open_source
-from pennyweight.network.stream import Stream
-from pennyweight.network.trace import load_network
+from pennyweight.network.running.stream import Stream
+from pennyweight.network.sources.opening import open_source
 
 Networks = Callable[[str], Network]
 MakeWindows = Callable[..., Windows]

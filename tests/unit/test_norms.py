@@ -7,7 +7,7 @@ import torch
 from families import BY_NAME
 from torch import Tensor, nn
 
-from pennyweight.network.norms import norm_of
+from pennyweight.network.finding.norms import norm_of
 
 
 def kinds(name: str) -> set[tuple[str, float]]:

@@ -16,7 +16,7 @@ from pennyweight.flow.certifying.noise import measure_noise
 from pennyweight.flow.load import load
 from pennyweight.flow.measure import Scorer, measure, runner_of
 from pennyweight.network.network import Network
-from pennyweight.network.onnx import OnnxRunner, OnnxSource, open_onnx
+from pennyweight.network.running.onnx import OnnxRunner, OnnxSource, open_onnx
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -18,10 +18,10 @@ from pennyweight.flow.certifying.power import ClaimPower, fixed_size, flip_rows,
 from pennyweight.flow.profiling.bounds import smallest_at_cap
 from pennyweight.formats import Grid
 from pennyweight.methods.certification import PlannedMixture, needed_windows
+from pennyweight.network.changing.rounded import RoundedSource, rounded
 from pennyweight.network.network import Network
-from pennyweight.network.rounded import RoundedSource, rounded
-from pennyweight.network.source import Source
-from pennyweight.network.stream import Stream
+from pennyweight.network.running.stream import Stream
+from pennyweight.network.sources.source import Source
 
 NetworkOf = Callable[[str], Network]
 # Questions a z test of fixed size needs at 95 % and 80 % power without a drop, by rate of flips and margin; printed to

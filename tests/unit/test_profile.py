@@ -26,9 +26,9 @@ from pennyweight.flow.profiling.tasks import _by_margin, _margin, _pairs, mcnema
 from pennyweight.formats import Grid
 from pennyweight.methods.measurement import Accuracy, Agreement, Perplexity
 from pennyweight.methods.probability import Brier
+from pennyweight.network.changing.rounded import rounded
 from pennyweight.network.network import Network
-from pennyweight.network.rounded import rounded
-from pennyweight.network.stream import Stream
+from pennyweight.network.running.stream import Stream
 from pennyweight.task import Answers, Question, make_task
 
 NetworkOf = Callable[[str], Network]

@@ -19,12 +19,12 @@ from pennyweight.flow.load import load
 from pennyweight.flow.prove import ALGEBRAIC, BITWISE, DIFFERENT, prove
 from pennyweight.flow.rewrite import rewrite
 from pennyweight.flow.save import save
-from pennyweight.network import run
-from pennyweight.network.fold import Fold, Rewritten, Transform
-from pennyweight.network.inputs import example
+from pennyweight.network.changing.fold import Fold, Rewritten, Transform
+from pennyweight.network.finding.inputs import example
+from pennyweight.network.finding.symmetry import PERMUTATION
+from pennyweight.network.finding.trace import network_of, skeleton, symmetries_of
 from pennyweight.network.network import Network
-from pennyweight.network.symmetry import PERMUTATION
-from pennyweight.network.trace import network_of, skeleton, symmetries_of
+from pennyweight.network.running import run
 
 FAMILIES = ("llama", "llama_tied", "qwen2", "qwen3", "mistral", "gemma2", "phi3", "gpt2")
 Directory = Callable[[str], Path]

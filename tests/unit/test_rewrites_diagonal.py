@@ -23,11 +23,11 @@ from pennyweight.methods.rewrites.repq import RepQ
 from pennyweight.methods.rewrites.smooth_attention import SmoothAttention
 from pennyweight.methods.rewrites.smoothquant import SmoothQuant, smoothed, smoothing
 from pennyweight.methods.rewrites.smoothquant_plus import SmoothQuantPlus
-from pennyweight.network.basis import Symmetry
-from pennyweight.network.fold import exact, written
-from pennyweight.network.kinds import apart, holds_shift, is_pair, norm_of_edge, takes_scales
+from pennyweight.network.changing.fold import exact, written
+from pennyweight.network.finding.basis import Symmetry
+from pennyweight.network.finding.kinds import apart, holds_shift, is_pair, norm_of_edge, takes_scales
+from pennyweight.network.finding.trace import network_of, symmetries_of
 from pennyweight.network.network import Network
-from pennyweight.network.trace import network_of, symmetries_of
 from pennyweight.numerics.random import stream
 from pennyweight.numerics.uniform import affine, rounded_per_token
 from pennyweight.numerics.uniform import rounded as rounded_to

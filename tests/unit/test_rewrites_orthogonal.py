@@ -24,12 +24,12 @@ from pennyweight.methods.rewrites.learning import layers_of, rounded, some_reade
 from pennyweight.methods.rewrites.readers import largest_read, largest_weight
 from pennyweight.methods.rewrites.rotations import drawn, rotatable, rotation
 from pennyweight.methods.rewrites.smoothquant import smoothing
-from pennyweight.network.fold import Fold, Rewritten, Transform, activation, exact
-from pennyweight.network.kinds import holds_shift, norm_of_edge
+from pennyweight.network.changing.fold import Fold, Rewritten, Transform, activation, exact
+from pennyweight.network.finding.kinds import holds_shift, norm_of_edge
+from pennyweight.network.finding.symmetry import DIAGONAL, INVERTIBLE, ORTHOGONAL, Symmetry
+from pennyweight.network.finding.trace import network_of, symmetries_of
 from pennyweight.network.network import Network
-from pennyweight.network.online import identity, in_blocks, online
-from pennyweight.network.symmetry import DIAGONAL, INVERTIBLE, ORTHOGONAL, Symmetry
-from pennyweight.network.trace import network_of, symmetries_of
+from pennyweight.network.running.online import identity, in_blocks, online
 from pennyweight.numerics.hadamard import keeping_mean, mean_free_basis, random_orthogonal, transform
 from pennyweight.numerics.random import stream
 from pennyweight.statistics import Statistics

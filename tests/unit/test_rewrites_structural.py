@@ -28,12 +28,12 @@ from pennyweight.methods.rewrites.merge_duplicates import MergeDuplicates
 from pennyweight.methods.rewrites.permute_channels import PermuteChannels
 from pennyweight.methods.rewrites.split_quant import PARTS, Split, SplitQuant
 from pennyweight.methods.rewrites.widely_linear import WidelyLinear, WidelyLinearLayer
+from pennyweight.network.changing.rebuild import Made, Rebuilt
+from pennyweight.network.finding.trace import load_network, network_of, skeleton
 from pennyweight.network.network import Network
-from pennyweight.network.opening import open_source
-from pennyweight.network.rebuild import Made, Rebuilt
-from pennyweight.network.run import change, materialised, outputs
-from pennyweight.network.source import Source
-from pennyweight.network.trace import load_network, network_of, skeleton
+from pennyweight.network.running.run import change, materialised, outputs
+from pennyweight.network.sources.opening import open_source
+from pennyweight.network.sources.source import Source
 from pennyweight.numerics.clusters import line_means, split_parts
 from pennyweight.numerics.fairy2i import phase_stages, round_phases, to_real, to_widely_linear
 from pennyweight.numerics.random import stream

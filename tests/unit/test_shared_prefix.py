@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import DynamicLayer
 
 from pennyweight.errors import InvalidModel, InvalidText
-from pennyweight.network import shared_prefix as module
-from pennyweight.network.shared_prefix import check_shared_prefix, shared_prefix
+from pennyweight.network.running import shared_prefix as module
+from pennyweight.network.running.shared_prefix import check_shared_prefix, shared_prefix
 
 SHAPE = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from pennyweight.errors import CorruptFile, InvalidModel, InvalidWeights, MissingFile, PennyweightError
-from pennyweight.network.opening import open_source
-from pennyweight.network.source import DTYPES, INDEX, SafetensorsSource, Source, check_finite
-from pennyweight.network.tokenizer import load_tokenizer, separator_id
+from pennyweight.network.sources.opening import open_source
+from pennyweight.network.sources.source import DTYPES, INDEX, SafetensorsSource, Source, check_finite
+from pennyweight.network.sources.tokenizer import load_tokenizer, separator_id
 
 
 def values(dtype: torch.dtype, *shape: int) -> torch.Tensor:

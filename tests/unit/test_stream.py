@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from pennyweight.errors import InvalidWeights
+from pennyweight.network.finding.trace import load_network
 from pennyweight.network.network import Network
-from pennyweight.network.opening import open_source
-from pennyweight.network.source import Source, TensorInfo
-from pennyweight.network.stream import Stream
-from pennyweight.network.trace import load_network
+from pennyweight.network.running.stream import Stream
+from pennyweight.network.sources.opening import open_source
+from pennyweight.network.sources.source import Source, TensorInfo
 
 FAMILIES = ("llama", "llama_tied", "qwen2", "qwen3", "mistral", "gemma2", "phi3")
 NetworkOf = Callable[[str], Network]

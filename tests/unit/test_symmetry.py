@@ -10,9 +10,9 @@ from families import BY_NAME, FAMILIES, Family, Perceptron, perturb
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from pennyweight.network.norms import norm_of
-from pennyweight.network.symmetry import Symmetry, symmetries
-from pennyweight.network.watch import returned
+from pennyweight.network.finding.norms import norm_of
+from pennyweight.network.finding.symmetry import Symmetry, symmetries
+from pennyweight.network.finding.watch import returned
 from pennyweight.numerics.double import Float64, to_double
 from pennyweight.numerics.random import stream
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pennyweight.errors import InvalidModel
+from pennyweight.network.finding.trace import load_network, skeleton, trace
 from pennyweight.network.network import Network
-from pennyweight.network.opening import open_source
-from pennyweight.network.trace import load_network, skeleton, trace
+from pennyweight.network.sources.opening import open_source
 
 SPLIT = ("llama", "llama_tied", "qwen2", "qwen3", "mistral", "gemma2")  # q, k, v and gate, up are layers of their own
 EVERY = (*SPLIT, "phi3", "gpt2")

@@ -8,7 +8,7 @@ from families import BY_NAME, FAMILIES, Perceptron
 from torch import Tensor, nn
 
 from pennyweight.errors import InvalidModel
-from pennyweight.network.watch import returned, watch
+from pennyweight.network.finding.watch import returned, watch
 from pennyweight.numerics.random import stream
 
 

@@ -24,7 +24,7 @@ from pennyweight.flow.measure import ROWS, Runner, runner_of, tokens_at_once
 from pennyweight.flow.progress import Advance
 from pennyweight.flow.sampling.generate import Resident, resident, stop_ids
 from pennyweight.network.network import Network
-from pennyweight.network.tokenizer import load_tokenizer
+from pennyweight.network.sources.tokenizer import load_tokenizer
 from pennyweight.numerics.hashing import of_value
 from pennyweight.task import Answers, Task, encode_choice, encode_text
 

@@ -20,7 +20,7 @@ from pennyweight.flow.journal import Journal
 from pennyweight.flow.measure import ROWS, runner_of, token_metrics
 from pennyweight.flow.progress import QUIET, Advance, Progress
 from pennyweight.network.network import Network
-from pennyweight.network.stream import CHUNK_TOKENS, Stream
+from pennyweight.network.running.stream import CHUNK_TOKENS, Stream
 
 PIECE = "noise-floor.json"
 WINDOWS = 4  # a thousand tokens: a floor to one digit, for a few seconds

@@ -47,7 +47,7 @@ from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.text import check_vocabulary, some
 from pennyweight.flow.versions import versions
 from pennyweight.network.network import Network
-from pennyweight.network.tokenizer import load_tokenizer, separator_id
+from pennyweight.network.sources.tokenizer import load_tokenizer, separator_id
 from pennyweight.numerics.hashing import of_value
 
 SHARES = {"selection": 0.15, "certification": 0.85}

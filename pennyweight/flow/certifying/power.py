@@ -23,9 +23,9 @@ from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.text import check_vocabulary, some
 from pennyweight.formats import Grid
 from pennyweight.methods.certification import choose_cap, needed_windows, smallest_margin
+from pennyweight.network.changing.rounded import rounded
 from pennyweight.network.network import Network
-from pennyweight.network.rounded import rounded
-from pennyweight.network.tokenizer import load_tokenizer, separator_id
+from pennyweight.network.sources.tokenizer import load_tokenizer, separator_id
 from pennyweight.numerics.random import permutation
 from pennyweight.task import read_task
 

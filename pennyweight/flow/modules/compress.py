@@ -39,8 +39,8 @@ from pennyweight.flow.modules.table import tabulate
 from pennyweight.flow.options import BITS, Table
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.versions import versions
+from pennyweight.network.finding.trace import network_of
 from pennyweight.network.network import Network
-from pennyweight.network.trace import network_of
 
 
 def compress_module(

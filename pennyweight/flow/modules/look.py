@@ -28,7 +28,7 @@ from pennyweight.errors import InvalidMeasurement
 from pennyweight.flow.modules.held_out import Batch, Outputs, checked
 from pennyweight.flow.progress import Progress
 from pennyweight.network.network import Network, Site
-from pennyweight.network.reading import reading
+from pennyweight.network.running.reading import reading
 from pennyweight.numerics.random import stream
 from pennyweight.statistics import Statistics
 

@@ -21,8 +21,8 @@ from pennyweight.errors import CorruptFile, InvalidModel, MissingFile
 from pennyweight.export.safetensors_stream import Entry, ShardWriter, write_file
 from pennyweight.formats import Compressed, Dense, Grid, Part
 from pennyweight.formats.grid import SCALE_DTYPES
-from pennyweight.network.module import module_with
 from pennyweight.network.network import Site
+from pennyweight.network.sources.module import module_with
 from pennyweight.numerics.hashing import canonical
 from pennyweight.numerics.packing import pack_int32, unpack_int32, words_of
 

@@ -21,7 +21,7 @@ from pennyweight.flow.progress import Progress
 from pennyweight.formats import Dense, Grid
 from pennyweight.methods.quantization import RoundToNearest
 from pennyweight.network.network import Network, Site
-from pennyweight.network.source import check_finite
+from pennyweight.network.sources.source import check_finite
 from pennyweight.plan import Option, Stage, Step
 
 CAREFUL = 8  # bits at least, where a weight is minded much

@@ -25,7 +25,7 @@ from pennyweight.flow.profiling.values import Profile, TextProfile
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.text import check_vocabulary
 from pennyweight.network.network import Network
-from pennyweight.network.tokenizer import load_tokenizer, separator_id
+from pennyweight.network.sources.tokenizer import load_tokenizer, separator_id
 from pennyweight.numerics.random import permutation
 from pennyweight.promises import Metric
 from pennyweight.task import read_task

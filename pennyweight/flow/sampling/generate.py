@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from pennyweight.errors import InvalidMeasurement, InvalidText
 from pennyweight.network.network import Network
-from pennyweight.network.source import Source
-from pennyweight.network.stream import Stream
+from pennyweight.network.running.stream import Stream
+from pennyweight.network.sources.source import Source
 from pennyweight.numerics.memory import release
 
 TAIL = 8  # tokens decoded beyond the length of a stop string: a character may take several

@@ -23,7 +23,7 @@ from pennyweight.flow.sampling.generate import Resident, resident, stop_ids
 from pennyweight.flow.sampling.mixture import write
 from pennyweight.methods.probability import ImportanceSampling, TailCertificate, TailEstimate
 from pennyweight.network.network import Network
-from pennyweight.network.tokenizer import load_tokenizer
+from pennyweight.network.sources.tokenizer import load_tokenizer
 from pennyweight.numerics.random import stream
 
 SITE = "tail risk"

@@ -16,12 +16,12 @@ from scipy.cluster.hierarchy import DisjointSet
 from torch import Tensor
 
 from pennyweight.errors import InvalidTransform
-from pennyweight.network.edges import Atom, Edge, all_changed, find_edges, last, together
-from pennyweight.network.inputs import example
+from pennyweight.network.changing.rebuild import Made, Read, Rebuilt, stored_dtype
+from pennyweight.network.finding.edges import Atom, Edge, all_changed, find_edges, last, together
+from pennyweight.network.finding.inputs import example
+from pennyweight.network.finding.trace import skeleton
+from pennyweight.network.finding.watch import Port, Reader, watch
 from pennyweight.network.network import Network
-from pennyweight.network.rebuild import Made, Read, Rebuilt, stored_dtype
-from pennyweight.network.trace import skeleton
-from pennyweight.network.watch import Port, Reader, watch
 from pennyweight.promises import Deterministic, Promise
 
 CLOSE = 1e-10

@@ -19,10 +19,10 @@ from scipy.cluster.hierarchy import DisjointSet
 from torch import Generator, Tensor
 
 from pennyweight.errors import InvalidMethod
-from pennyweight.network.basis import Side, Symmetry
-from pennyweight.network.fold import Fold, Transform, acted, channel_values, exact
-from pennyweight.network.kinds import apart, takes_scales
-from pennyweight.network.source import Source
+from pennyweight.network.changing.fold import Fold, Transform, acted, channel_values, exact
+from pennyweight.network.finding.basis import Side, Symmetry
+from pennyweight.network.finding.kinds import apart, takes_scales
+from pennyweight.network.sources.source import Source
 from pennyweight.promises import Deterministic, Promise
 from pennyweight.statistics import Statistics
 

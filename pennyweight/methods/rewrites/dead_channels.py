@@ -20,12 +20,12 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from pennyweight.network.basis import PERMUTATION, Side, Symmetry
-from pennyweight.network.fold import channel_values, exact
-from pennyweight.network.kinds import is_pair
+from pennyweight.network.changing.fold import channel_values, exact
+from pennyweight.network.changing.shrink import Removal, exchangeable, noticed, shrunk
+from pennyweight.network.finding.basis import PERMUTATION, Side, Symmetry
+from pennyweight.network.finding.kinds import is_pair
+from pennyweight.network.finding.trace import symmetries_of
 from pennyweight.network.network import Network
-from pennyweight.network.shrink import Removal, exchangeable, noticed, shrunk
-from pennyweight.network.trace import symmetries_of
 from pennyweight.promises import Deterministic, Promise
 
 

@@ -16,9 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from pennyweight.network.inputs import example
-from pennyweight.network.network import Network
-from pennyweight.network.rebuild import (
+from pennyweight.network.changing.rebuild import (
     Made,
     Read,
     Rebuilt,
@@ -29,8 +27,10 @@ from pennyweight.network.rebuild import (
     stored_dtype,
     structure,
 )
-from pennyweight.network.trace import skeleton
-from pennyweight.network.watch import Cut, Watched, watch
+from pennyweight.network.finding.inputs import example
+from pennyweight.network.finding.trace import skeleton
+from pennyweight.network.finding.watch import Cut, Watched, watch
+from pennyweight.network.network import Network
 from pennyweight.numerics.random import stream
 from pennyweight.promises import Deterministic, Promise
 

@@ -14,9 +14,9 @@ from typing import ClassVar
 from torch import Generator, Tensor
 
 from pennyweight.errors import InvalidTransform
-from pennyweight.network.fold import Fold, Transform, exact
-from pennyweight.network.source import Source
-from pennyweight.network.symmetry import DIAGONAL, Symmetry
+from pennyweight.network.changing.fold import Fold, Transform, exact
+from pennyweight.network.finding.symmetry import DIAGONAL, Symmetry
+from pennyweight.network.sources.source import Source
 from pennyweight.promises import Deterministic, Promise
 from pennyweight.statistics import Statistics
 

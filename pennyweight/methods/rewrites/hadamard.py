@@ -5,7 +5,7 @@ Source: Ashkboos et al. QuaRot: Outlier-Free 4-Bit Inference in Rotated LLMs. Ne
 Algebraic: equal in real arithmetic. Gains of norms are folded into the layers that read them first.
 Departs from it: every head gets signs of its own; queries and keys that no positions rotate are turned as well, which
 makes the paper's rotation of keys at run time unnecessary there; a LayerNorm stays one, and its rotation keeps means.
-The rotations that cannot be folded are in `network.online`.
+The rotations that cannot be folded are in `network.running.online`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Generator, Tensor
 
 from pennyweight.errors import InvalidMethod
 from pennyweight.methods.rewrites.rotations import drawn, rotatable, rotation
-from pennyweight.network.fold import Fold
-from pennyweight.network.source import Source
-from pennyweight.network.symmetry import Symmetry
+from pennyweight.network.changing.fold import Fold
+from pennyweight.network.finding.symmetry import Symmetry
+from pennyweight.network.sources.source import Source
 from pennyweight.numerics.hadamard import order, random_hadamard, random_orthogonal
 from pennyweight.promises import Deterministic, Promise
 from pennyweight.statistics import Statistics

@@ -22,9 +22,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pennyweight.methods.rewrites.centre_writers import CentreWriters, residuals
-from pennyweight.network.fold import exact
+from pennyweight.network.changing.fold import exact
+from pennyweight.network.changing.rebuild import (
+    Rebuilt,
+    empty,
+    reached_into,
+    rebuilt,
+    replace_module,
+    shared,
+    structure,
+)
 from pennyweight.network.network import Network
-from pennyweight.network.rebuild import Rebuilt, empty, reached_into, rebuilt, replace_module, shared, structure
 from pennyweight.promises import Deterministic, Promise
 
 ROUNDING = 1e-14  # of a bias that was moved away, beside outputs of size 1

@@ -30,10 +30,10 @@ from pennyweight.methods.rewrites.learning import (
     some_readers,
 )
 from pennyweight.methods.rewrites.rotations import drawn, rotatable, rotation
-from pennyweight.network.fold import Fold, Rewritten
-from pennyweight.network.kinds import is_pair
-from pennyweight.network.source import Source
-from pennyweight.network.symmetry import Symmetry
+from pennyweight.network.changing.fold import Fold, Rewritten
+from pennyweight.network.finding.kinds import is_pair
+from pennyweight.network.finding.symmetry import Symmetry
+from pennyweight.network.sources.source import Source
 from pennyweight.promises import Deterministic, Promise
 from pennyweight.statistics import Statistics
 

@@ -30,10 +30,10 @@ from pennyweight.methods.rewrites.learning import (
 )
 from pennyweight.methods.rewrites.readers import gathered, largest_read, largest_weight, observed, of_port
 from pennyweight.methods.rewrites.smoothquant import smoothing
-from pennyweight.network.fold import Fold, Transform, written
-from pennyweight.network.kinds import apart, holds_shift, is_pair, takes_scales
-from pennyweight.network.source import Source
-from pennyweight.network.symmetry import DIAGONAL, INVERTIBLE, Side, Symmetry
+from pennyweight.network.changing.fold import Fold, Transform, written
+from pennyweight.network.finding.kinds import apart, holds_shift, is_pair, takes_scales
+from pennyweight.network.finding.symmetry import DIAGONAL, INVERTIBLE, Side, Symmetry
+from pennyweight.network.sources.source import Source
 from pennyweight.promises import Deterministic, Promise
 from pennyweight.statistics import Statistics
 

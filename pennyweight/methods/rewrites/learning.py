@@ -16,9 +16,9 @@ from torch import Tensor
 
 from pennyweight.errors import InvalidMethod
 from pennyweight.methods.rewrites.readers import Reading, observed, readings
-from pennyweight.network.fold import Fold
-from pennyweight.network.source import Source
-from pennyweight.network.symmetry import Side, Symmetry
+from pennyweight.network.changing.fold import Fold
+from pennyweight.network.finding.symmetry import Side, Symmetry
+from pennyweight.network.sources.source import Source
 from pennyweight.statistics import Statistics
 
 UNROUNDED = 16  # bits from which on nothing is rounded

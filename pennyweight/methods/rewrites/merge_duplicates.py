@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from pennyweight.network.basis import Side, Symmetry
-from pennyweight.network.fold import exact, replaced_rows, rows
+from pennyweight.network.changing.fold import exact, replaced_rows, rows
+from pennyweight.network.changing.rebuild import Made, Read, Rebuilt, stored_dtype
+from pennyweight.network.changing.shrink import Removal, exchangeable, noticed, shrunk
+from pennyweight.network.finding.basis import Side, Symmetry
 from pennyweight.network.network import Network
-from pennyweight.network.rebuild import Made, Read, Rebuilt, stored_dtype
-from pennyweight.network.shrink import Removal, exchangeable, noticed, shrunk
 from pennyweight.promises import Deterministic, Promise
 
 

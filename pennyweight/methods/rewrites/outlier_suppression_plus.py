@@ -20,10 +20,10 @@ from torch import Generator, Tensor
 from pennyweight.errors import InvalidMethod
 from pennyweight.formats import Grid
 from pennyweight.methods.rewrites.readers import Reading, limits, readings, rounded
-from pennyweight.network.basis import Symmetry
-from pennyweight.network.fold import Fold, Transform
-from pennyweight.network.kinds import apart, holds_shift, takes_scales
-from pennyweight.network.source import Source
+from pennyweight.network.changing.fold import Fold, Transform
+from pennyweight.network.finding.basis import Symmetry
+from pennyweight.network.finding.kinds import apart, holds_shift, takes_scales
+from pennyweight.network.sources.source import Source
 from pennyweight.numerics import uniform
 from pennyweight.promises import Deterministic, Promise
 from pennyweight.statistics import Statistics

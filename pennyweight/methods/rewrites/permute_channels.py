@@ -16,10 +16,10 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from pennyweight.errors import MissingStatistics
-from pennyweight.network.basis import INVERTIBLE, PERMUTATION, Symmetry
-from pennyweight.network.fold import Fold, Transform, activation
-from pennyweight.network.kinds import apart, is_pair
-from pennyweight.network.source import Source
+from pennyweight.network.changing.fold import Fold, Transform, activation
+from pennyweight.network.finding.basis import INVERTIBLE, PERMUTATION, Symmetry
+from pennyweight.network.finding.kinds import apart, is_pair
+from pennyweight.network.sources.source import Source
 from pennyweight.promises import Deterministic, Promise
 from pennyweight.statistics import Statistics
 

@@ -14,9 +14,9 @@ from typing import ClassVar
 from torch import Generator
 
 from pennyweight.methods.rewrites.rotations import drawn, rotatable, rotation
-from pennyweight.network.fold import Fold
-from pennyweight.network.source import Source
-from pennyweight.network.symmetry import Symmetry
+from pennyweight.network.changing.fold import Fold
+from pennyweight.network.finding.symmetry import Symmetry
+from pennyweight.network.sources.source import Source
 from pennyweight.numerics.hadamard import random_orthogonal
 from pennyweight.promises import Deterministic, Promise
 from pennyweight.statistics import Statistics

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from pennyweight.errors import MissingStatistics
 from pennyweight.formats import Grid
-from pennyweight.network.basis import Side, Symmetry
-from pennyweight.network.fold import activation, channel_values, exact, rows
-from pennyweight.network.source import Source
+from pennyweight.network.changing.fold import activation, channel_values, exact, rows
+from pennyweight.network.finding.basis import Side, Symmetry
+from pennyweight.network.sources.source import Source
 from pennyweight.statistics import Statistics
 
 SMALLEST_GROUP = 16  # a size with no larger divisor is rounded a row at a time

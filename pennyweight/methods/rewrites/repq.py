@@ -20,10 +20,10 @@ from torch import Generator, Tensor
 
 from pennyweight.errors import InvalidMethod
 from pennyweight.methods.rewrites.readers import limits
-from pennyweight.network.basis import Symmetry
-from pennyweight.network.fold import Fold, Transform
-from pennyweight.network.kinds import apart, holds_shift, norm_of_edge, takes_scales
-from pennyweight.network.source import Source
+from pennyweight.network.changing.fold import Fold, Transform
+from pennyweight.network.finding.basis import Symmetry
+from pennyweight.network.finding.kinds import apart, holds_shift, norm_of_edge, takes_scales
+from pennyweight.network.sources.source import Source
 from pennyweight.numerics.uniform import affine
 from pennyweight.promises import Deterministic, Promise
 from pennyweight.statistics import Statistics

@@ -15,10 +15,10 @@ from torch import Generator, Tensor
 
 from pennyweight.errors import InvalidTransform
 from pennyweight.methods.rewrites.fold_norms import FoldNorms
-from pennyweight.network.fold import EXACT, Fold, Rewritten, Transform
-from pennyweight.network.kinds import norm_of_edge
-from pennyweight.network.source import Source
-from pennyweight.network.symmetry import INVERTIBLE, ORTHOGONAL, Symmetry
+from pennyweight.network.changing.fold import EXACT, Fold, Rewritten, Transform
+from pennyweight.network.finding.kinds import norm_of_edge
+from pennyweight.network.finding.symmetry import INVERTIBLE, ORTHOGONAL, Symmetry
+from pennyweight.network.sources.source import Source
 from pennyweight.numerics.hadamard import keeping_mean
 
 Draw = Callable[[int], Tensor]  # an orthogonal matrix of this order

@@ -17,10 +17,10 @@ from torch import Generator
 
 from pennyweight.errors import InvalidMethod, MissingStatistics
 from pennyweight.methods.rewrites.readers import gathered, observed
-from pennyweight.network.basis import DIAGONAL, INVERTIBLE, Symmetry
-from pennyweight.network.fold import Fold, Transform, written
-from pennyweight.network.kinds import apart, is_pair
-from pennyweight.network.source import Source
+from pennyweight.network.changing.fold import Fold, Transform, written
+from pennyweight.network.finding.basis import DIAGONAL, INVERTIBLE, Symmetry
+from pennyweight.network.finding.kinds import apart, is_pair
+from pennyweight.network.sources.source import Source
 from pennyweight.promises import Deterministic, Promise
 from pennyweight.statistics import Statistics
 

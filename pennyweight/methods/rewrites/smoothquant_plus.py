@@ -21,9 +21,9 @@ from pennyweight.errors import InvalidMethod
 from pennyweight.formats import Grid
 from pennyweight.methods.rewrites.readers import largest_read, largest_weight, readings, rounded
 from pennyweight.methods.rewrites.smoothquant import smoothed, smoothing
-from pennyweight.network.basis import Symmetry
-from pennyweight.network.fold import Fold, Transform
-from pennyweight.network.source import Source
+from pennyweight.network.changing.fold import Fold, Transform
+from pennyweight.network.finding.basis import Symmetry
+from pennyweight.network.sources.source import Source
 from pennyweight.promises import Deterministic, Promise
 from pennyweight.statistics import Statistics
 

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from pennyweight.network.network import Network
-from pennyweight.network.rebuild import (
+from pennyweight.network.changing.rebuild import (
     Made,
     Read,
     Rebuilt,
@@ -30,6 +29,7 @@ from pennyweight.network.rebuild import (
     stored_dtype,
     structure,
 )
+from pennyweight.network.network import Network
 from pennyweight.numerics.clusters import split_parts
 from pennyweight.promises import Deterministic, Promise
 

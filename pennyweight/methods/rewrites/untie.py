@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from pennyweight.network.fold import exact
+from pennyweight.network.changing.fold import exact
 from pennyweight.network.network import Network
-from pennyweight.network.source import Derived, Source, TensorInfo
+from pennyweight.network.sources.source import Derived, Source, TensorInfo
 from pennyweight.numerics.hashing import of_value
 from pennyweight.promises import Deterministic, Promise
 

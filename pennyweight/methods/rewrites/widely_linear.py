@@ -16,8 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pennyweight.network.network import Network, Site
-from pennyweight.network.rebuild import (
+from pennyweight.network.changing.rebuild import (
     Made,
     Read,
     Rebuilt,
@@ -28,6 +27,7 @@ from pennyweight.network.rebuild import (
     stored_dtype,
     structure,
 )
+from pennyweight.network.network import Network, Site
 from pennyweight.numerics.fairy2i import to_widely_linear
 from pennyweight.promises import Deterministic, Promise
 

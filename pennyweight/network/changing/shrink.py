@@ -14,12 +14,12 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from pennyweight.errors import InvalidModel, InvalidTransform
-from pennyweight.network.basis import PERMUTATION, Side, Symmetry
-from pennyweight.network.inputs import example
+from pennyweight.network.changing.rebuild import Made, Read, Rebuilt, empty, rebuilt, stored_dtype
+from pennyweight.network.finding.basis import PERMUTATION, Side, Symmetry
+from pennyweight.network.finding.inputs import example
+from pennyweight.network.finding.trace import skeleton, symmetries_of
+from pennyweight.network.finding.watch import Change, Reader, Watched, Writer, watch
 from pennyweight.network.network import Network
-from pennyweight.network.rebuild import Made, Read, Rebuilt, empty, rebuilt, stored_dtype
-from pennyweight.network.trace import skeleton, symmetries_of
-from pennyweight.network.watch import Change, Reader, Watched, Writer, watch
 from pennyweight.numerics.random import stream
 
 # What modules say of their sizes, and the dimension of their weight that it is about.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pennyweight.formats import Grid, Scales
 from pennyweight.network.network import Network
-from pennyweight.network.source import Derived, Source, TensorInfo, check_finite
+from pennyweight.network.sources.source import Derived, Source, TensorInfo, check_finite
 from pennyweight.numerics.hashing import of_value
 
 

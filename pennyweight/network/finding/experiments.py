@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pennyweight.network.basis import (
+from pennyweight.network.finding.basis import (
     DIAGONAL,
     INVERTIBLE,
     PERMUTATION,
@@ -31,8 +31,8 @@ from pennyweight.network.basis import (
     shared,
     shifted,
 )  # fmt: skip
-from pennyweight.network.edges import Atom, Edge, Maps, all_changed, last, together
-from pennyweight.network.watch import Change
+from pennyweight.network.finding.edges import Atom, Edge, Maps, all_changed, last, together
+from pennyweight.network.finding.watch import Change
 from pennyweight.numerics.random import stream
 
 CLOSE = 1e-8

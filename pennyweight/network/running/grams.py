@@ -17,12 +17,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pennyweight.network.edges import Edge, find_edges
-from pennyweight.network.inputs import example
+from pennyweight.network.finding.edges import Edge, find_edges
+from pennyweight.network.finding.inputs import example
+from pennyweight.network.finding.trace import skeleton
+from pennyweight.network.finding.watch import ADDED, CONVOLUTIONS, GROUPED, PRODUCTS, TABLES, TRANSPOSED, watch
 from pennyweight.network.network import Network
-from pennyweight.network.observe import LAYERS
-from pennyweight.network.trace import skeleton
-from pennyweight.network.watch import ADDED, CONVOLUTIONS, GROUPED, PRODUCTS, TABLES, TRANSPOSED, watch
+from pennyweight.network.running.observe import LAYERS
 
 ROWS = 256  # of an activation that are compared, evenly spread; an image has many more
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
-from pennyweight.network.watch import ADDED, CONVOLUTIONS, GROUPED, LINEAR, PRODUCTS, TRANSPOSED, transparent
+from pennyweight.network.finding.watch import ADDED, CONVOLUTIONS, GROUPED, LINEAR, PRODUCTS, TRANSPOSED, transparent
 
 FORWARD = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 BACKWARD = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")

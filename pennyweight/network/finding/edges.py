@@ -11,8 +11,8 @@ import torch
 from scipy.cluster.hierarchy import DisjointSet
 from torch import Tensor
 
-from pennyweight.network.basis import Side, merged
-from pennyweight.network.watch import Change, Port, Reader, Watched, Writer
+from pennyweight.network.finding.basis import Side, merged
+from pennyweight.network.finding.watch import Change, Port, Reader, Watched, Writer
 from pennyweight.numerics.random import stream
 
 Maps = Mapping[str, Tensor]  # by reader: which channel of a transform each of its channels follows

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from pennyweight.errors import InvalidTransform, InvalidWeights
-from pennyweight.network.fold import STORED, exact
-from pennyweight.network.inputs import example
+from pennyweight.network.changing.fold import STORED, exact
+from pennyweight.network.finding.inputs import example
+from pennyweight.network.finding.trace import skeleton, trace
+from pennyweight.network.finding.watch import watch
 from pennyweight.network.network import Network, Site
-from pennyweight.network.source import Derived, Source, TensorInfo
-from pennyweight.network.trace import skeleton, trace
-from pennyweight.network.watch import watch
+from pennyweight.network.sources.source import Derived, Source, TensorInfo
 from pennyweight.numerics.hashing import of_value
 
 Read = Callable[[str], Tensor]

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from pennyweight.errors import InvalidModel
-from pennyweight.network.norms import Norm, norm_of
+from pennyweight.network.finding.norms import Norm, norm_of
 from pennyweight.numerics.double import CASTS, to_double, widened
 from pennyweight.numerics.random import stream
 

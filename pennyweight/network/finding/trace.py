@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from pennyweight.errors import InvalidModel
-from pennyweight.network.inputs import example
-from pennyweight.network.module import ModuleSource
+from pennyweight.network.finding.inputs import example
+from pennyweight.network.finding.symmetry import Symmetry, symmetries
+from pennyweight.network.finding.watch import Cut, Watched, watch
 from pennyweight.network.network import Block, Edge, Network, Site
-from pennyweight.network.source import Source
-from pennyweight.network.symmetry import Symmetry, symmetries
-from pennyweight.network.watch import Cut, Watched, watch
+from pennyweight.network.sources.module import ModuleSource
+from pennyweight.network.sources.source import Source
 
 
 def load_network(source: Source) -> Network:

@@ -13,13 +13,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pennyweight.network.fold import exact as exact_value
-from pennyweight.network.inputs import example
+from pennyweight.network.changing.fold import exact as exact_value
+from pennyweight.network.finding.inputs import example
+from pennyweight.network.finding.trace import skeleton
+from pennyweight.network.finding.watch import returned
 from pennyweight.network.network import Network
-from pennyweight.network.source import Source
-from pennyweight.network.stream import Stream
-from pennyweight.network.trace import skeleton
-from pennyweight.network.watch import returned
+from pennyweight.network.running.stream import Stream
+from pennyweight.network.sources.source import Source
 from pennyweight.numerics.double import Float64, to_double
 from pennyweight.numerics.memory import release
 

@@ -18,9 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pennyweight.errors import InvalidModel
+from pennyweight.network.finding.trace import skeleton
 from pennyweight.network.network import Network
-from pennyweight.network.source import check_finite
-from pennyweight.network.trace import skeleton
+from pennyweight.network.sources.source import check_finite
 from pennyweight.numerics.double import to_double
 from pennyweight.numerics.linear import linear
 from pennyweight.numerics.memory import release

@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from pennyweight.errors import CorruptFile, InvalidModel
-from pennyweight.network.source import Source
+from pennyweight.network.sources.source import Source
 
 # What pretraining put between documents. The eos_token of a chat model ends a turn instead.
 SEPARATORS = ("<|endoftext|>", "<|end_of_text|>")

@@ -20,9 +20,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pennyweight.errors import InvalidTransform, InvalidWeights
-from pennyweight.network.source import DTYPES, Derived, Source, TensorInfo
-from pennyweight.network.symmetry import ORTHOGONAL, PERMUTATION, POSITIVE, Side, Symmetry
-from pennyweight.network.watch import Port
+from pennyweight.network.finding.symmetry import ORTHOGONAL, PERMUTATION, POSITIVE, Side, Symmetry
+from pennyweight.network.finding.watch import Port
+from pennyweight.network.sources.source import DTYPES, Derived, Source, TensorInfo
 from pennyweight.numerics.hashing import of_bytes, of_value
 
 EXACT = 1e-9  # how far from orthogonal, or from keeping the mean, a matrix in float64 may be

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pennyweight.network.source import TensorInfo, find_tensor
+from pennyweight.network.sources.source import TensorInfo, find_tensor
 
 
 class ModuleSource:

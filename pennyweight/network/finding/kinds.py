@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from pennyweight.network.basis import DIAGONAL, INVERTIBLE, POSITIVE, Side, Symmetry
+from pennyweight.network.finding.basis import DIAGONAL, INVERTIBLE, POSITIVE, Side, Symmetry
 
 
 def is_pair(symmetry: Symmetry) -> bool:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pennyweight.errors import CorruptFile, InvalidModel, MissingExtra, MissingFile
 from pennyweight.network.network import Network
-from pennyweight.network.source import AUXILIARY_SUFFIXES, NOT_AUXILIARY, TensorInfo, read_json_object
+from pennyweight.network.sources.source import AUXILIARY_SUFFIXES, NOT_AUXILIARY, TensorInfo, read_json_object
 from pennyweight.numerics.hashing import of_file
 
 LOGIT_TOKENS = 1024  # whose logits are in memory at once: 200 MB for a vocabulary of 49152

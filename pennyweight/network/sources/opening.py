@@ -8,8 +8,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pennyweight.errors import InvalidModel, MissingExtra, MissingFile
-from pennyweight.network.gguf import GGUFSource
-from pennyweight.network.source import AUXILIARY_SUFFIXES, SafetensorsSource, Source
+from pennyweight.network.sources.gguf import GGUFSource
+from pennyweight.network.sources.source import AUXILIARY_SUFFIXES, SafetensorsSource, Source
 
 
 def find_model(path: str | os.PathLike[str], *, allow_network: bool = False) -> Path:

@@ -22,7 +22,7 @@ import torch
 from scipy.cluster.hierarchy import DisjointSet
 from torch import nn
 
-from pennyweight.network.basis import (
+from pennyweight.network.finding.basis import (
     DIAGONAL,
     INVERTIBLE,
     ORTHOGONAL,
@@ -32,9 +32,9 @@ from pennyweight.network.basis import (
     Symmetry,
     merged,
 )  # fmt: skip
-from pennyweight.network.edges import Edge, Maps, find_edges, overlap, together
-from pennyweight.network.experiments import Explorer, Seen, explore
-from pennyweight.network.watch import Change, Port, Reader, Watched, watch
+from pennyweight.network.finding.edges import Edge, Maps, find_edges, overlap, together
+from pennyweight.network.finding.experiments import Explorer, Seen, explore
+from pennyweight.network.finding.watch import Change, Port, Reader, Watched, watch
 
 __all__ = [
     "DIAGONAL", "INVERTIBLE", "ORTHOGONAL", "PERMUTATION", "POSITIVE", "Side", "Symmetry", "symmetries",

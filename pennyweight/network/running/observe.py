@@ -15,8 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pennyweight.network.norms import norm_of
-from pennyweight.network.watch import ADDED, CONVOLUTIONS, GROUPED, LINEAR, PRODUCTS, TABLES, TRANSPOSED, transparent
+from pennyweight.network.finding.norms import norm_of
+from pennyweight.network.finding.watch import (
+    ADDED,
+    CONVOLUTIONS,
+    GROUPED,
+    LINEAR,
+    PRODUCTS,
+    TABLES,
+    TRANSPOSED,
+    transparent,
+)
 from pennyweight.numerics.linear import ONEDNN
 
 LAYERS = LINEAR | ({torch.ops.mkldnn._linear_pointwise} if ONEDNN else set())

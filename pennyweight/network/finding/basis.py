@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pennyweight.network.watch import Port
+from pennyweight.network.finding.watch import Port
 
 INVERTIBLE, ORTHOGONAL, DIAGONAL, POSITIVE, PERMUTATION = (
     "invertible", "orthogonal", "diagonal", "positive", "permutation"

@@ -19,8 +19,8 @@ from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
 from pennyweight.errors import InvalidModel
-from pennyweight.network.observe import LAYERS
-from pennyweight.network.watch import ADDED, GROUPED, PRODUCTS
+from pennyweight.network.finding.watch import ADDED, GROUPED, PRODUCTS
+from pennyweight.network.running.observe import LAYERS
 from pennyweight.numerics.hadamard import transform
 
 Rotation = Callable[[Tensor], Tensor]  # of the last dimension; `numerics.hadamard.transform` is one

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from pennyweight.errors import CorruptFile, InvalidModel, MissingExtra, MissingFile
-from pennyweight.network.source import TensorInfo, fill, find_tensor, fingerprint_of
+from pennyweight.network.sources.source import TensorInfo, fill, find_tensor, fingerprint_of
 
 # Architectures whose tensors differ from transformers' only in name and, for llama, in the row order of q and k.
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}

@@ -1,0 +1,1 @@
+"""Networks made from another: transforms folded in, structure rebuilt, weights rounded."""

@@ -1,0 +1,1 @@
+"""Where weights come from: directories, GGUF files, modules in memory; each a `Source` of named tensors."""
