@@ -12,7 +12,7 @@ import tomli_w
 
 from pennyweight import formats
 from pennyweight.errors import InvalidPlan
-from pennyweight.formats import Dense, Grid
+from pennyweight.formats import Dense, Format, Grid
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Stage:
     """One method with the format it stores in; `method` is a name, with arguments if any: `gptq(damping=0.02)`."""
 
     method: str
-    format: Grid | Dense
+    format: Format
 
     def label(self) -> str:
         """Such as `gptq int4 g64 asym`."""
@@ -106,10 +106,26 @@ class Plan:
     notes: Mapping[str, str] = field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
 
-    def formats(self) -> dict[str, Grid]:
-        """Grid of every site that gets one."""
+    def formats(self) -> dict[str, Format]:
+        """Format of every site that does not stay dense."""
         chosen = {name: step.stages[0].format for name, step in self.steps.items()}
-        return {name: format for name, format in chosen.items() if isinstance(format, Grid)}
+        return {name: format for name, format in chosen.items() if not isinstance(format, Dense)}
+
+    def grids(self) -> dict[str, Grid]:
+        """Grid of every site that does not stay dense, for files that hold nothing else.
+
+        Raises:
+            InvalidPlan: a site gets another format.
+        """
+        found = {}
+        for name, format in self.formats().items():
+            if not isinstance(format, Grid):
+                raise InvalidPlan(
+                    f"{format.label()} cannot be written to these files", expected="grids, such as int4 g64 sym",
+                    mend="choose another step", site=name,
+                )  # fmt: skip
+            found[name] = format
+        return found
 
     def explain(self) -> str:
         """A table of how many sites get what."""
@@ -186,7 +202,7 @@ def plan_of(choices: Sequence[Option], **rest: Any) -> Plan:
         site: option.step
         for option in choices
         for site in option.sites
-        if isinstance(option.step.stages[0].format, Grid)
+        if not isinstance(option.step.stages[0].format, Dense)
     }
     notes = {
         site: f"{option.bytes} bytes and {option.damage:.2e} nats per token with {', '.join(option.sites)}"

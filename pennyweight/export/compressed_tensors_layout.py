@@ -12,7 +12,7 @@ import torch
 
 from pennyweight.errors import InvalidFormat, InvalidModel
 from pennyweight.export.safetensors_stream import Entry
-from pennyweight.formats import Dense, Grid
+from pennyweight.formats import Dense, Format, Grid
 from pennyweight.formats.dense import DTYPES
 from pennyweight.network.network import Network, Site
 from pennyweight.network.sources.source import TensorInfo
@@ -36,7 +36,7 @@ class Item:
         return sum(entry.bytes for entry in self.entries)
 
 
-def stored_bytes(shape: tuple[int, int], format: Grid | Dense, dtype: str) -> int:
+def stored_bytes(shape: tuple[int, int], format: Format, dtype: str) -> int:
     """Bytes a site takes in the files' data sections, padding included.
 
     Raises:
@@ -44,6 +44,8 @@ def stored_bytes(shape: tuple[int, int], format: Grid | Dense, dtype: str) -> in
     """
     if isinstance(format, Dense):
         return format.stored_bits(shape) // 8
+    if not isinstance(format, Grid):
+        raise InvalidFormat(f"{format.label()} in compressed-tensors files", expected="an integer grid")
     _check_grid("weight", shape, format, dtype)
     return sum(entry.bytes for entry in _grid_entries("weight", shape, format))
 

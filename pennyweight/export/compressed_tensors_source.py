@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pennyweight.errors import InvalidFormat, InvalidModel
 from pennyweight.formats import Grid, Part
-from pennyweight.formats.grid import SCALE_DTYPES
+from pennyweight.formats.dense import DTYPES
 from pennyweight.network.sources.source import SafetensorsSource, TensorInfo, find_tensor, read_json_object
 from pennyweight.numerics.packing import unpack_int32, words_of
 
@@ -228,8 +228,8 @@ class CompressedTensorsSource:
         if "weight_g_idx" in stored and self._files.tensors[stored["weight_g_idx"]].shape != (columns,):
             raise self._refusal("weight_g_idx does not name a group for every column", module, expected=f"{[columns]}")
         scale = self._files.tensors[stored["weight_scale"]]
-        if scale.dtype not in SCALE_DTYPES:
-            raise self._refusal(f"scales in {scale.dtype}", module, expected=", ".join(SCALE_DTYPES))
+        if scale.dtype not in DTYPES:
+            raise self._refusal(f"scales in {scale.dtype}", module, expected=", ".join(DTYPES))
         strategy = arguments.get("strategy") or ("group" if (arguments.get("group_size") or -1) > 0 else "channel")
         if layout == FLOAT:
             return self._float_layout(module, (rows, columns), strategy, arguments, stored)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pennyweight.errors import UnknownName
-from pennyweight.formats import Dense, Grid
+from pennyweight.formats import Dense, Format, Grid
 from pennyweight.network.network import Network, Site
 
 
@@ -58,13 +58,15 @@ class Engine:
         """Such as `vllm 0.33.0`."""
         return ", ".join(f"{package} {version}" for package, version in self.checked_with.items())
 
-    def refuses(self, site: Site, format: Grid | Dense, network: Network) -> str | None:
+    def refuses(self, site: Site, format: Format, network: Network) -> str | None:
         """Why the engine cannot load this site in this format, in plain words; None when it can.
 
         Whether sites it joins agree is a question about several sites: see `fused_groups`.
         """
         if isinstance(format, Dense):
             return None if format.dtype in self.dtypes else f"{self.name} takes no tensors in {format.dtype}"
+        if not isinstance(format, Grid) or not format.rows_stand_alone:
+            return f"{self.name} reads integers with scales a row or a group, not {format.label()}"
         kind = {"embedding": "a quantized embedding table", "head": "a quantized output head"}
         if site.role not in self.roles:
             return f"{self.name} cannot load {kind.get(site.role, f'a quantized {site.role}')}"

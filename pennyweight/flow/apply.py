@@ -13,7 +13,7 @@ from pennyweight.errors import InvalidFormat, NotPositiveDefinite
 from pennyweight.flow.collect import Collected
 from pennyweight.flow.journal import Journal
 from pennyweight.flow.progress import QUIET, Progress
-from pennyweight.formats import Compressed, Grid, Part
+from pennyweight.formats import Compressed, Dense, Part
 from pennyweight.methods.quantization import RoundToNearest
 from pennyweight.network.network import Network, Site
 from pennyweight.network.sources.source import check_finite
@@ -60,21 +60,20 @@ class Applied:
         journal: where they lie.
         network: the reference.
         plan: what was carried out.
-        keys: piece of every compressed site, with its rows in it.
+        keys: piece of every compressed site, its first and last row in it, and how many rows are there.
     """
 
     journal: Journal
     network: Network
     plan: Plan
-    keys: Mapping[str, tuple[str, int, int]]
+    keys: Mapping[str, tuple[str, int, int, int]]
 
     def compressed(self, site: Site) -> Compressed:
         """What became of one site."""
-        key, start, stop = self.keys[site.name]
-        tensors = self.journal.load_tensors(key)
-        grid = self.plan.steps[site.name].stages[0].format
-        part = Part(grid, {name: tensor[start:stop] for name, tensor in tensors.items()})
-        return Compressed((part,), site.shape)
+        key, start, stop, rows = self.keys[site.name]
+        format = self.plan.steps[site.name].stages[0].format
+        whole = Compressed((Part(format, self.journal.load_tensors(key)),), (rows, site.shape[1]))
+        return whole.rows(start, stop)
 
     def ledger(self) -> list[Row]:
         """A row for every site, kept ones included."""
@@ -103,7 +102,7 @@ def apply(
         journal: finished groups are not computed again.
         progress: told about every block.
     """
-    keys: dict[str, tuple[str, int, int]] = {}
+    keys: dict[str, tuple[str, int, int, int]] = {}
     with progress.stage("compressing", len(network.blocks)) as advance:
         for index in range(len(network.blocks)):
             _apply_block(index, plan, network, collected, journal, keys)
@@ -118,7 +117,7 @@ def _apply_block(
     network: Network,
     collected: Collected,
     journal: Journal,
-    keys: dict[str, tuple[str, int, int]],
+    keys: dict[str, tuple[str, int, int, int]],
 ) -> None:
     """Compress what is not in the journal yet of one block; its statistics are loaded only if something is missing."""
     statistics: dict[str, Statistics] | None = None
@@ -132,18 +131,23 @@ def _apply_block(
                 statistics = statistics or collected.block(index)
                 tensors, rows = _compress(members, step, network, statistics, plan.seed)
                 journal.save_tensors(key, tensors, {row.site: asdict(row) for row in rows})
-            start = 0
+            start, rows_there = 0, sum(site.shape[0] for site in members)
             for site in members:
-                keys[site.name] = (key, start, start + site.shape[0])
+                keys[site.name] = (key, start, start + site.shape[0], rows_there)
                 start += site.shape[0]
 
 
 def _same_step(group: tuple[Site, ...], plan: Plan) -> list[tuple[list[Site], Step]]:
-    """Members of a group with a common step: they read one edge, so they can be swept together."""
+    """Members of a group with a common step: they read one edge, so they can be swept together.
+
+    Not where rows share scales: no tensor of a site may hang on another site.
+    """
     together: dict[str, list[Site]] = {}
     for site in group:
         if site.name in plan.steps:
-            together.setdefault(plan.steps[site.name].label(), []).append(site)
+            step = plan.steps[site.name]
+            alone = "" if step.stages[0].format.rows_stand_alone else site.name
+            together.setdefault(f"{step.label()} {alone}", []).append(site)
     return [(members, plan.steps[members[0].name]) for members in together.values()]
 
 
@@ -190,8 +194,8 @@ def carry_out(
         InvalidFormat: the step's format is no grid, or does not fit.
     """
     stage = step.stages[0]
-    if not isinstance(stage.format, Grid):
-        raise InvalidFormat(f"{stage.format.label()} is not a grid", site=site)
+    if isinstance(stage.format, Dense):
+        raise InvalidFormat(f"{stage.format.label()} needs no method", expected="a format of codes", site=site)
     method = catalogue.find(stage.method, "quantization")
     generator = stream(seed, site, stage.method)
     try:

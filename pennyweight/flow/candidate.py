@@ -96,7 +96,7 @@ def build(
         with progress.stage("writing", len(network.source.tensors)) as advance:
             directory.mkdir(parents=True, exist_ok=True)
             accounting = write(
-                network, plan.formats(), applied.compressed, directory, dtype=plan.dtype,
+                network, plan.grids(), applied.compressed, directory, dtype=plan.dtype,
                 on_tensor=lambda _name, _bytes: advance(1),
             )  # fmt: skip
             accounting.reconcile()

@@ -188,20 +188,20 @@ def check_plan(plan: Plan, network: Network, *, model: str | None = None, site: 
                 catalogue.find(stage.method, "quantization")
             except (UnknownName, InvalidMethod) as error:
                 raise InvalidPlan(error.happened, expected=error.expected, mend=error.mend, site=name) from error
-        if len(step.stages) != 1 or not isinstance(step.stages[0].format, Grid):
+        if len(step.stages) != 1 or isinstance(step.stages[0].format, Dense):
             raise InvalidPlan(
-                "only single-stage steps on grids can be written so far", expected="such as gptq int4 g64 sym",
+                "only steps of one stage can be written so far", expected="such as gptq int4 g64 sym",
                 mend="use one stage; a site without a step stays dense", site=name,
             )  # fmt: skip
         grid = step.stages[0].format
-        if grid.scale_dtype != plan.dtype:
+        if isinstance(grid, Grid) and grid.scale_dtype != plan.dtype:
             raise InvalidPlan(
                 f"scales in {grid.scale_dtype} in a plan of dtype {plan.dtype}",
                 expected="scales in the dtype of the plan", site=name,
                 mend=f"add {plan.dtype} to the step, or change dtype",
             )  # fmt: skip
         try:
-            grid.groups(sites[name].shape[1])
+            grid.fields(sites[name].shape)
         except InvalidFormat as error:
             error.site = name
             raise

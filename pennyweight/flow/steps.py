@@ -156,7 +156,7 @@ def apply(
     journal: Journal = statistics.journal
     applied = carry_out(plan, network, statistics, journal, progress=progress)
     out.mkdir(parents=True, exist_ok=True)
-    write(network, plan.formats(), applied.compressed, out, dtype=plan.dtype).reconcile()
+    write(network, plan.grids(), applied.compressed, out, dtype=plan.dtype).reconcile()
     return load(out)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pennyweight.errors import UnknownName
-from pennyweight.formats.compressed import Compressed, Format, Part
 from pennyweight.formats.dense import Dense
-from pennyweight.formats.grid import Columns, Grid, Scales
+from pennyweight.formats.format import Columns, Compressed, Field, Fitted, Format, Part, Scalar
+from pennyweight.formats.grid import Grid, Scales
+from pennyweight.formats.minifloat import Minifloat
+from pennyweight.formats.sharing import Sharing
 
-FORMATS = (Dense, Grid)
+FORMATS: tuple[type[Format], ...] = (Dense, Grid, Minifloat)
 
 
-def parse(label: str) -> Dense | Grid:
+def parse(label: str) -> Format:
     """The format a label names: `int4 g64 asym`, `int8 row sym`, `float16`.
 
     Raises:
@@ -27,4 +29,7 @@ def parse(label: str) -> Dense | Grid:
     )
 
 
-__all__ = ["FORMATS", "Columns", "Compressed", "Dense", "Format", "Grid", "Part", "Scales", "parse"]
+__all__ = [
+    "FORMATS", "Columns", "Compressed", "Dense", "Field", "Fitted", "Format", "Grid", "Minifloat", "Part", "Scalar",
+    "Scales", "Sharing", "parse",
+]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -11,13 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pennyweight.errors import InvalidFormat
-from pennyweight.formats.compressed import Part
+from pennyweight.formats.format import Field, Format, Part
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dense:
+class Dense(Format):
     """Every element in `dtype`: float32, float16 or bfloat16.
 
     Raises:
@@ -40,11 +40,18 @@ class Dense:
         """The format a label names, or None when it names something else."""
         return cls(dtype=label.strip()) if label.strip() in DTYPES else None
 
-    def stored_bits(self, shape: tuple[int, ...]) -> int:
-        """Elements times the width of the type."""
-        return 8 * DTYPES[self.dtype].itemsize * int(torch.Size(shape).numel())
+    @classmethod
+    def examples(cls) -> Sequence[Self]:
+        """Every type."""
+        return [cls(dtype=name) for name in DTYPES]
 
-    def store(self, weight: Float[Tensor, ...]) -> Part:
+    def fields(self, shape: tuple[int, ...]) -> Sequence[Field]:
+        """The elements."""
+        return [Field("values", tuple(shape), dtype=DTYPES[self.dtype])]
+
+    def store(
+        self, weight: Float[Tensor, ...], *, search: bool = True, importance: Float[Tensor, " in"] | None = None
+    ) -> Part:
         """Round a tensor to the type.
 
         Raises:

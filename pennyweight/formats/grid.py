@@ -8,7 +8,7 @@ representable. Scales are rounded to the type they are stored in *before* any we
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -17,23 +17,25 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from pennyweight.errors import InvalidFormat
-from pennyweight.formats.compressed import Part
+from pennyweight.formats.format import Field, Part, Scalar
+from pennyweight.formats.scale_types import SCALE_TYPES, check_scale_type, read_scale, round_scale, write_scale
+from pennyweight.formats.sharing import Sharing
 
-SCALE_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 NARROWEST = {2: 0.40, 3: 0.52, 4: 0.64, 5: 0.74, 6: 0.82, 7: 0.88, 8: 0.92}  # narrower clips never won
 CANDIDATES = 14
 CHUNK = 1 << 18  # weights searched at once: small enough to stay in the cache
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class Grid(Scalar):
     """Integers of `bits` bits, with one scale for every `group_size` inputs of a row.
 
     Args:
         bits: code width, 2 to 8.
         group_size: inputs that share a scale; None for one scale a row.
         symmetric: zero point fixed in the middle and not stored.
-        scale_dtype: what scales are stored in: float16, bfloat16 or float32.
+        scale_dtype: what scales are stored in: float16, bfloat16, float32, e8m0 (powers of two) or e4m3.
+        rows: outputs that share a scale: 1, or `group_size` for square blocks, or None for one scale in all.
 
     Raises:
         InvalidFormat: a parameter outside its range.
@@ -44,65 +46,75 @@ class Grid:
     group_size: int | None = None
     symmetric: bool = True
     scale_dtype: str = "float16"
+    rows_shared: int | None = 1
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise InvalidFormat(f"{self.bits} bits", expected="2 to 8 bits", mend="choose bits=4", site="grid")
         if self.group_size is not None and self.group_size < 1:
             raise InvalidFormat(f"a group of {self.group_size}", expected="at least one input a group", site="grid")
-        if self.scale_dtype not in SCALE_DTYPES:
-            raise InvalidFormat(f"scales in {self.scale_dtype}", expected=", ".join(SCALE_DTYPES), site="grid")
+        check_scale_type(self.scale_dtype, "grid")
+        _ = self.sharing
 
     @property
     def levels(self) -> int:
         """Number of codes."""
         return 1 << self.bits
 
+    @property
+    def sharing(self) -> Sharing:
+        """Which weights share a scale."""
+        return Sharing(self.rows_shared, self.group_size)
+
+    @property
+    def rows_stand_alone(self) -> bool:
+        """Whether no two rows share a scale."""
+        return self.rows_shared == 1
+
     def label(self) -> str:
         """Such as `int4 g64 asym`; `formats.parse` reads it back."""
-        group = "row" if self.group_size is None else f"g{self.group_size}"
         kind = "sym" if self.symmetric else "asym"
         dtype = "" if self.scale_dtype == "float16" else f" {self.scale_dtype}"
-        return f"int{self.bits} {group} {kind}{dtype}"
+        return f"int{self.bits} {self.sharing.label()} {kind}{dtype}"
 
     @classmethod
     def parse(cls, label: str) -> Self | None:
         """The grid a label names, or None when it names something else."""
-        match = re.fullmatch(r"int(\d) (row|g\d+) (sym|asym)(?: (\w+))?", label.strip())
-        if match is None:
+        match = re.fullmatch(r"int(\d) (\w+) (sym|asym)(?: (\w+))?", label.strip())
+        sharing = None if match is None else Sharing.parse(match[2])
+        if match is None or sharing is None:
             return None
         return cls(
-            bits=int(match[1]), group_size=None if match[2] == "row" else int(match[2][1:]),
-            symmetric=match[3] == "sym", scale_dtype=match[4] or "float16",
+            bits=int(match[1]), group_size=sharing.columns, symmetric=match[3] == "sym",
+            scale_dtype=match[4] or "float16", rows_shared=sharing.rows,
         )  # fmt: skip
 
+    @classmethod
+    def examples(cls) -> Sequence[Self]:
+        """Every width, both kinds, every way of sharing and every type of scales."""
+        labels = (
+            "int2 g32 asym", "int3 g24 sym", "int4 g96 asym bfloat16", "int4 row sym", "int5 g32 sym float32",
+            "int6 g48 asym", "int7 g16 sym", "int8 row asym", "int4 g32 asym e8m0", "int6 g32 sym e4m3",
+            "int8 tensor sym float32", "int8 b16 sym", "int4 b40 asym",
+        )  # fmt: skip
+        return [grid for label in labels if (grid := cls.parse(label)) is not None]
+
     def groups(self, columns: int) -> int:
-        """Scales a row of `columns` inputs carries.
+        """Scales that a row of `columns` inputs reads.
 
         Raises:
             InvalidFormat: the group size does not divide the inputs.
         """
-        if self.group_size is None:
-            return 1
-        if columns % self.group_size:
-            fitting = [g for g in (32, 48, 64, 96, 128, 192, 256) if columns % g == 0]
-            size = self.group_size
-            near = min(fitting, key=lambda g: abs(g - size)) if fitting else None
-            raise InvalidFormat(
-                f"{columns} inputs do not split into groups of {self.group_size} ({columns // self.group_size} groups, "
-                f"{columns % self.group_size} left over)",
-                expected=f"a group_size that divides {columns}"
-                + (f", such as {', '.join(map(str, fitting))}" if fitting else ", or none (one scale a row)"),
-                mend=f"set group_size={near} for this site, or keep it dense",
-            )
-        return columns // self.group_size
+        return self.sharing.tiles((1, columns))[1]
 
-    def stored_bits(self, shape: tuple[int, ...]) -> int:
-        """Codes, scales and zero points, in bits, before any padding of a container."""
-        rows, columns = shape
-        groups = self.groups(columns)
-        scale_bits = 8 * SCALE_DTYPES[self.scale_dtype].itemsize
-        return rows * (columns * self.bits + groups * (scale_bits + (0 if self.symmetric else self.bits)))
+    def fields(self, shape: tuple[int, ...]) -> Sequence[Field]:
+        """Codes, scales and, unless symmetric, zero points."""
+        tiles, by_row = self.sharing.tiles(shape), self.rows_stand_alone
+        stored = [
+            Field("codes", tuple(shape), self.levels),
+            Field("scale", tiles, dtype=SCALE_TYPES[self.scale_dtype], by_row=by_row),
+        ]
+        return stored if self.symmetric else [*stored, Field("zero_point", tiles, self.levels, by_row=by_row)]
 
     def fit(
         self,
@@ -121,19 +133,21 @@ class Grid:
         Raises:
             InvalidFormat: the group size does not divide the inputs, or a scale overflows the type it is stored in.
         """
-        rows, columns = weight.shape
-        groups = self.groups(columns)
-        grouped = weight.float().reshape(rows, groups, columns // groups)
-        shared = None if importance is None else importance.float().reshape(groups, columns // groups)
-        scale = torch.empty(rows, groups)
-        zero = torch.empty(rows, groups)
-        step = max(1, CHUNK // columns)
-        for start in range(0, rows, step):
-            stop = min(start + step, rows)
-            scale[start:stop], zero[start:stop] = self._fit_rows(grouped[start:stop], search, shared)
-        return Scales(self, scale.to(SCALE_DTYPES[self.scale_dtype]), zero.to(torch.uint8))
+        tiles = self.sharing.split(weight.float())
+        down, across, size = tiles.shape
+        shared = None
+        if importance is not None:
+            every = importance.float().expand(1 if self.rows_stand_alone else len(weight), -1)
+            shared = self.sharing.split(every)
+        scale, zero = torch.empty(down, across), torch.empty(down, across)
+        step = max(1, CHUNK // (across * size))
+        for start in range(0, down, step):
+            stop = min(start + step, down)
+            part = None if shared is None else shared if self.rows_stand_alone else shared[start:stop]
+            scale[start:stop], zero[start:stop] = self._fit_tiles(tiles[start:stop], search, part)
+        return Scales(self, write_scale(scale, self.scale_dtype), zero.to(torch.uint8))
 
-    def _fit_rows(self, w: Tensor, search: bool, importance: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _fit_tiles(self, w: Tensor, search: bool, importance: Tensor | None) -> tuple[Tensor, Tensor]:
         low, high = w.amin(-1).clamp(max=0), w.amax(-1).clamp(min=0)
         if not search:
             return self._parameters(low, high)
@@ -175,24 +189,19 @@ class Grid:
         return scale, torch.full_like(scale, self.levels // 2)
 
     def _stored(self, scale: Tensor) -> Tensor:
-        """Round scales to the type they are stored in; none comes out zero or infinite."""
-        scale = scale.to(SCALE_DTYPES[self.scale_dtype]).float()
-        if bool(torch.isinf(scale).any()):
-            raise InvalidFormat(
-                f"a scale overflows {self.scale_dtype}",
-                expected="weights whose range fits the type of the scales",
-                mend="store scales as bfloat16: scale_dtype='bfloat16'",
-            )
-        # A scale that rounds to nothing (all zeros, or far below the type's range) stores zeros, exactly.
-        return torch.where(scale == 0, torch.ones_like(scale), scale)
+        return round_scale(scale, self.scale_dtype)
 
     def decode(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Float[Tensor, "out in"]:
         """(codes − zero_point) · scale in float32."""
-        rows, columns = shape
-        scale = tensors["scale"].float()
-        codes = tensors["codes"].reshape(rows, scale.shape[1], -1).float()
-        zero = tensors["zero_point"].float()[..., None] if not self.symmetric else self.levels // 2
-        return ((codes - zero) * scale[..., None]).reshape(rows, columns)
+        scale = read_scale(tensors["scale"], self.scale_dtype)
+        zero = self.levels // 2 if self.symmetric else tensors["zero_point"].float()
+        codes = tensors["codes"].reshape(shape).float()
+        if self.rows_stand_alone:  # no copy of the scales for every weight
+            codes = codes.reshape(*scale.shape, -1)
+            zero = zero if isinstance(zero, int) else zero[..., None]
+            return ((codes - zero) * scale[..., None]).reshape(shape)
+        zero = zero if isinstance(zero, int) else self.sharing.spread(zero, shape)
+        return (codes - zero) * self.sharing.spread(scale, shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,27 +210,33 @@ class Scales:
 
     Args:
         grid: the format.
-        scale: `[out, groups]`, in the type it is stored in, never zero.
-        zero_point: `[out, groups]`, codes of the value zero.
+        scale: `[out, groups]` (tiles down and across), in the type it is stored in, never zero.
+        zero_point: of the same shape, codes of the value zero.
     """
 
     grid: Grid
-    scale: Float[Tensor, "out groups"]
+    scale: Tensor
     zero_point: UInt8[Tensor, "out groups"]
 
-    def columns(self, columns: int) -> Columns:
-        """The same parameters laid out for a sweep over input columns."""
-        size = columns // self.scale.shape[1]
-        return Columns(
-            self.scale.float().T.contiguous(), self.zero_point.float().T.contiguous(), size, self.grid.levels - 1
-        )
+    def columns(self, shape: tuple[int, ...]) -> GridColumns:
+        """The same parameters laid out for a sweep over the input columns of a weight of this shape."""
+        sharing = self.grid.sharing
+        scale, zero = read_scale(self.scale, self.grid.scale_dtype), self.zero_point.float()
+        return GridColumns(
+            sharing.by_column(scale, shape), sharing.by_column(zero, shape), sharing.width(shape[1]),
+            self.grid.levels - 1,
+        )  # fmt: skip
 
     def round(self, weight: Float[Tensor, "out in"]) -> UInt8[Tensor, "out in"]:
         """Codes of the nearest grid points."""
-        rows, columns = weight.shape
-        grouped = weight.float().reshape(rows, self.scale.shape[1], -1)
-        codes = torch.div(grouped, self.scale.float()[..., None]).round_().add_(self.zero_point.float()[..., None])
-        return codes.clamp_(0, self.grid.levels - 1).to(torch.uint8).reshape(rows, columns)
+        scale, zero = read_scale(self.scale, self.grid.scale_dtype), self.zero_point.float()
+        if self.grid.rows_stand_alone:
+            grouped = weight.float().reshape(*scale.shape, -1)
+            codes = torch.div(grouped, scale[..., None]).round_().add_(zero[..., None])
+        else:
+            spread = self.grid.sharing.spread
+            codes = torch.div(weight.float(), spread(scale, weight.shape)).round_().add_(spread(zero, weight.shape))
+        return codes.clamp_(0, self.grid.levels - 1).to(torch.uint8).reshape(weight.shape)
 
     def part(self, codes: UInt8[Tensor, "out in"]) -> Part:
         """Codes and parameters as one part of a compressed tensor."""
@@ -232,8 +247,8 @@ class Scales:
 
 
 @dataclass(frozen=True, eq=False)
-class Columns:
-    """Scales `[groups, out]` for encoding one input column of all rows at a time."""
+class GridColumns:
+    """Scales for encoding one input column of all rows at a time."""
 
     scale: Float[Tensor, "groups out"]
     zero_point: Float[Tensor, "groups out"]

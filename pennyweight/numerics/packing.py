@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from pennyweight.errors import InvalidFormat
 
 WIDTHS = range(1, 9)
+TRITS = (1, 3, 9, 27, 81)
 
 
 def words_of(columns: int, bits: int) -> int:
@@ -69,6 +70,45 @@ def unpack_int32(words: Int32[Tensor, "rows words"], bits: int, columns: int) ->
             value |= stream[..., byte + 1] << (8 - shift)
         codes[..., code] = value & ((1 << bits) - 1)
     return codes.reshape(rows, 8 * octets)[:, :columns].contiguous()
+
+
+def packed_size(count: int, levels: int) -> int:
+    """Bytes that `pack_codes` takes."""
+    return -(-count // 5) if levels == 3 else -(-count * (levels - 1).bit_length() // 8)
+
+
+def pack_codes(codes: UInt8[Tensor, " count"], levels: int) -> UInt8[Tensor, " bytes"]:
+    """One stream of codes without a bit between them, filled up to a byte; three levels go five to a byte, base 3.
+
+    Raises:
+        InvalidFormat: a code is not below `levels`, or `levels` is not 2 to 256.
+    """
+    if not 2 <= levels <= 256:
+        raise InvalidFormat(f"codes of {levels} levels", expected="2 to 256 levels")
+    if codes.numel() and int(codes.max()) >= levels:
+        raise InvalidFormat(f"a code of {int(codes.max())} in {levels} levels", expected=f"codes below {levels}")
+    if levels == 3:
+        digits = pad(codes, (0, -len(codes) % 5)).reshape(-1, 5)
+        return (digits * torch.tensor(TRITS, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+    words = pack_int32(codes[None], (levels - 1).bit_length())
+    return words.view(torch.uint8).flatten()[: packed_size(len(codes), levels)].clone()
+
+
+def unpack_codes(data: UInt8[Tensor, " bytes"], levels: int, count: int) -> UInt8[Tensor, " count"]:
+    """Restore the codes that `pack_codes` packed.
+
+    Raises:
+        InvalidFormat: so many codes take another number of bytes.
+    """
+    if len(data) != packed_size(count, levels):
+        raise InvalidFormat(
+            f"{len(data)} bytes for {count} codes of {levels} levels", expected=f"{packed_size(count, levels)} bytes"
+        )
+    if levels == 3:
+        return torch.stack([data // power % 3 for power in TRITS], 1).flatten()[:count]
+    bits = (levels - 1).bit_length()
+    words = pad(data, (0, -len(data) % 4)).view(torch.int32)
+    return unpack_int32(words[None, : words_of(count, bits)], bits, count)[0]
 
 
 def _check_width(bits: int) -> None:

@@ -11,25 +11,32 @@ from reference.layers import correlated_gram, heavy_weight
 
 from pennyweight import catalogue
 from pennyweight.errors import InvalidFormat, MissingStatistics
-from pennyweight.formats import Compressed, Grid
+from pennyweight.formats import FORMATS, Compressed, Format, Grid
 from pennyweight.numerics.random import stream
 from pennyweight.promises import BetterOnAverage, Deterministic, Idempotent, Promise, RowEquivariant
 from pennyweight.statistics import Statistics
 
 METHODS = catalogue.classes("quantization")
-GRIDS = [
-    Grid(bits=2, group_size=32, symmetric=False),
-    Grid(bits=3, group_size=24, symmetric=True),
-    Grid(bits=4, group_size=96, symmetric=False, scale_dtype="bfloat16"),
-    Grid(bits=4, group_size=None, symmetric=True),
-    Grid(bits=5, group_size=32, symmetric=True, scale_dtype="float32"),
-    Grid(bits=6, group_size=48, symmetric=False),
-    Grid(bits=7, group_size=16, symmetric=True),
-    Grid(bits=8, group_size=None, symmetric=False),
-]
+EXAMPLES = [format for kind in FORMATS for format in kind.examples() if kind.name != "dense"]
+USUAL = Grid(bits=4, group_size=32, symmetric=False)
 ROWS, COLUMNS = 24, 96
+SHAPE = (ROWS, COLUMNS)
 every_method = pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.name)
-every_grid = pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: grid.label())
+
+
+def taken(kind: type[Any]) -> list[Format]:
+    """Formats a method says it can write."""
+    return [format for format in EXAMPLES if isinstance(format, kind.takes)]
+
+
+def usual(kind: type[Any]) -> Format:
+    return USUAL if isinstance(USUAL, kind.takes) else taken(kind)[0]
+
+
+every_pair = pytest.mark.parametrize(
+    ("kind", "format"),
+    [pytest.param(kind, format, id=f"{kind.name}-{format.label()}") for kind in METHODS for format in taken(kind)],
+)
 
 
 def layer(seed: int = 0, rows: int = ROWS) -> tuple[torch.Tensor, Statistics]:
@@ -43,8 +50,8 @@ def seen(seed: int = 0) -> Statistics:
     return Statistics(edge="edge", count=768, gram=gram, mean=0 * ones, abs_max=4 * root, fisher=ones, fisher_count=8)
 
 
-def run(method: Any, weight: torch.Tensor, statistics: Statistics, grid: Grid) -> Compressed:
-    result = method.compress(weight, statistics, grid, generator=stream(7, "site", method.name))
+def run(method: Any, weight: torch.Tensor, statistics: Statistics, format: Format) -> Compressed:
+    result = method.compress(weight, statistics, format, generator=stream(7, "site", method.name))
     assert isinstance(result, Compressed)
     return result
 
@@ -60,34 +67,33 @@ def same(a: Compressed, b: Compressed) -> bool:
     return all(p.keys() == q.keys() and all(torch.equal(p[k], q[k]) for k in p) for p, q in pairs)
 
 
-@every_grid
-@every_method
-def test_result_has_the_shape_and_stays_on_the_grid(kind: type[Any], grid: Grid) -> None:
+@every_pair
+def test_result_has_the_shape_and_stays_in_the_format(kind: type[Any], format: Format) -> None:
     weight, statistics = layer()
-    result = run(kind(), weight, statistics, grid)
+    result = run(kind(), weight, statistics, format)
     dequantized = result.dequantize()
     assert dequantized.shape == weight.shape == result.shape
     assert dequantized.dtype == torch.float32
     assert torch.isfinite(dequantized).all()
     assert result.bits == sum(part.format.stored_bits(result.shape) for part in result.parts)
-    codes = [part.tensors["codes"] for part in result.parts if "codes" in part.tensors]
-    assert codes
-    assert all(c.dtype == torch.uint8 and int(c.max()) < grid.levels for c in codes)
-    groups = grid.groups(COLUMNS)
-    reach = weight.reshape(ROWS, groups, -1).abs().amax(-1, keepdim=True) * grid.levels / (grid.levels - 1) * 1.01
-    assert (dequantized.reshape(ROWS, groups, -1).abs() <= reach).all()
+    for part in result.parts:
+        for field in part.format.fields(result.shape):
+            assert field.levels is None or int(part.tensors[field.name].max()) < field.levels
+    part = result.parts[0]
+    again = part.format.decode(part.format.unpack(part.format.pack(part.tensors, SHAPE), SHAPE), SHAPE)
+    assert len(result.parts) > 1 or torch.equal(again, dequantized)
     energy = float((weight @ statistics.require_gram() * weight).sum())
-    assert output_error(result, weight, statistics) < energy * 4.0 ** (3 - grid.bits)
+    bits = format.stored_bits(SHAPE) / weight.numel()
+    assert output_error(result, weight, statistics) < energy * max(0.02, min(1.0, 4.0 ** (3 - bits)))
 
 
-@every_grid
-@every_method
-def test_arguments_are_never_written_to(kind: type[Any], grid: Grid) -> None:
+@every_pair
+def test_arguments_are_never_written_to(kind: type[Any], format: Format) -> None:
     weight, statistics = layer()
     before = [t.clone() for t in (weight, statistics.require_gram(), statistics.require_fisher())]
-    run(kind(), weight, statistics, grid)
+    run(kind(), weight, statistics, format)
     if hasattr(kind, "predict"):
-        kind().predict(weight, statistics, [grid])
+        kind().predict(weight, statistics, [format])
     for tensor, copy in zip((weight, statistics.require_gram(), statistics.require_fisher()), before, strict=True):
         assert torch.equal(tensor, copy)
 
@@ -96,11 +102,13 @@ def test_arguments_are_never_written_to(kind: type[Any], grid: Grid) -> None:
 def test_half_precision_weights_are_taken_as_they_are(kind: type[Any]) -> None:
     weight, statistics = layer()
     half = weight.bfloat16()
-    assert same(run(kind(), half, statistics, GRIDS[2]), run(kind(), half.float(), statistics, GRIDS[2]))
+    assert same(run(kind(), half, statistics, usual(kind)), run(kind(), half.float(), statistics, usual(kind)))
 
 
 @every_method
 def test_groups_that_do_not_divide_are_refused(kind: type[Any]) -> None:
+    if not isinstance(USUAL, kind.takes):
+        pytest.skip("this method writes no grids")
     weight, statistics = layer()
     with pytest.raises(InvalidFormat, match="96 inputs do not split into groups of 36 \\(2 groups, 24 left over\\)"):
         run(kind(), weight, statistics, Grid(bits=4, group_size=36))
@@ -112,16 +120,15 @@ def test_what_it_needs_it_asks_for(kind: type[Any]) -> None:
     nothing = Statistics(edge="the.edge:output", count=0)
     if kind.needs:
         with pytest.raises(MissingStatistics, match=r"the\.edge:output"):
-            run(kind(), weight, nothing, GRIDS[2])
+            run(kind(), weight, nothing, usual(kind))
     else:
-        assert torch.isfinite(run(kind(), weight, nothing, GRIDS[2]).dequantize()).all()
+        assert torch.isfinite(run(kind(), weight, nothing, usual(kind)).dequantize()).all()
 
 
-@every_grid
-@every_method
-def test_a_layer_of_zeros_stays_one(kind: type[Any], grid: Grid) -> None:
+@every_pair
+def test_a_layer_of_zeros_stays_one(kind: type[Any], format: Format) -> None:
     _, statistics = layer()
-    result = run(kind(), torch.zeros(ROWS, COLUMNS), statistics, grid)
+    result = run(kind(), torch.zeros(ROWS, COLUMNS), statistics, format)
     assert torch.equal(result.dequantize(), torch.zeros(ROWS, COLUMNS))
 
 
@@ -130,55 +137,59 @@ def test_prediction_has_one_row_a_format_and_one_number_an_output(kind: type[Any
     if not hasattr(kind, "predict"):
         pytest.skip("this method predicts nothing")
     weight, statistics = layer()
-    predicted = kind().predict(weight, statistics, GRIDS)
-    assert predicted.shape == (len(GRIDS), ROWS)
+    formats = taken(kind)[:12]
+    predicted = kind().predict(weight, statistics, formats)
+    assert predicted.shape == (len(formats), ROWS)
     assert (predicted >= 0).all()
-    alone = torch.cat([kind().predict(weight, statistics, [grid]) for grid in GRIDS])
+    alone = torch.cat([kind().predict(weight, statistics, [format]) for format in formats])
     torch.testing.assert_close(predicted, alone)
 
 
-@pytest.mark.parametrize("grid", [g for g in GRIDS if g.bits >= 4], ids=lambda grid: grid.label())
-@every_method
-def test_prediction_is_close_to_what_compressing_costs(kind: type[Any], grid: Grid) -> None:
+@every_pair
+def test_prediction_is_close_to_what_compressing_costs(kind: type[Any], format: Format) -> None:
     if not hasattr(kind, "predict"):
         pytest.skip("this method predicts nothing")
+    if format.stored_bits(SHAPE) < 4 * ROWS * COLUMNS:
+        pytest.skip("below four bits, what rounding costs and what a sweep costs drift apart")
     predicted = actual = 0.0
     for seed in range(6):
         weight, statistics = layer(seed)
-        predicted += float(kind().predict(weight, statistics, [grid]).sum())
-        actual += output_error(run(kind(), weight, statistics, grid), weight, statistics)
+        predicted += float(kind().predict(weight, statistics, [format]).sum())
+        actual += output_error(run(kind(), weight, statistics, format), weight, statistics)
     assert predicted == pytest.approx(actual, rel=0.3)
 
 
-def check_deterministic(kind: type[Any], _: Deterministic, grid: Grid) -> None:
+def check_deterministic(kind: type[Any], _: Deterministic, format: Format) -> None:
     weight, statistics = layer()
-    assert same(run(kind(), weight, statistics, grid), run(kind(), weight.clone(), seen(), grid))
+    assert same(run(kind(), weight, statistics, format), run(kind(), weight.clone(), seen(), format))
 
 
-def check_row_equivariant(kind: type[Any], _: RowEquivariant, grid: Grid) -> None:
+def check_row_equivariant(kind: type[Any], _: RowEquivariant, format: Format) -> None:
     weight, statistics = layer()
-    whole = run(kind(), weight, statistics, grid).dequantize()
+    whole = run(kind(), weight, statistics, format).dequantize()
     order = torch.randperm(ROWS, generator=stream(1, "rows"))
-    permuted = run(kind(), weight[order], statistics, grid).dequantize()
+    permuted = run(kind(), weight[order], statistics, format).dequantize()
     # A product over other shapes may round differently, which moves a weight that sits on a tie: rarely.
     assert (permuted == whole[order]).float().mean() > 0.999
-    parts = [run(kind(), rows, statistics, grid).dequantize() for rows in weight.split([5, 1, ROWS - 6])]
+    parts = [run(kind(), rows, statistics, format).dequantize() for rows in weight.split([5, 1, ROWS - 6])]
     assert (torch.cat(parts) == whole).float().mean() > 0.999
 
 
-def check_idempotent(kind: type[Any], _: Idempotent, grid: Grid) -> None:
+def check_idempotent(kind: type[Any], _: Idempotent, format: Format) -> None:
     weight, statistics = layer()
-    once = run(kind(), weight, statistics, grid).dequantize()
-    torch.testing.assert_close(run(kind(), once, statistics, grid).dequantize(), once)
+    once = run(kind(), weight, statistics, format).dequantize()
+    torch.testing.assert_close(run(kind(), once, statistics, format).dequantize(), once)
 
 
-def check_better_on_average(kind: type[Any], promise: BetterOnAverage, grid: Grid) -> None:
+def check_better_on_average(kind: type[Any], promise: BetterOnAverage, format: Format) -> None:
     other = catalogue.find(promise.than, "quantization")
+    if not isinstance(format, other.takes):
+        pytest.skip(f"{other.name} does not write {format.label()}")
     ratios = []
     for seed in range(8):
         weight, statistics = layer(seed)
-        mine = output_error(run(kind(), weight, statistics, grid), weight, statistics)
-        ratios.append(mine / output_error(run(other, weight, statistics, grid), weight, statistics))
+        mine = output_error(run(kind(), weight, statistics, format), weight, statistics)
+        ratios.append(mine / output_error(run(other, weight, statistics, format), weight, statistics))
     assert sum(ratios) / len(ratios) < 0.97, ratios
 
 
@@ -189,9 +200,11 @@ CHECKS: dict[type[Any], Callable[[type[Any], Any, Grid], None]] = {
     BetterOnAverage: check_better_on_average,
 }
 PROMISED = [
-    pytest.param(kind, promise, id=f"{kind.name}-{promise}")
+    pytest.param(kind, promise, format, id=f"{kind.name}-{promise}-{format.label()}")
     for kind in METHODS
     for promise in getattr(kind, "promises", ())
+    for format in taken(kind)
+    if format.rows_stand_alone or not isinstance(promise, RowEquivariant)
 ]
 
 
@@ -199,7 +212,6 @@ def test_every_kind_of_promise_has_a_check() -> None:
     assert set(CHECKS) == set(get_args(Promise))
 
 
-@every_grid
-@pytest.mark.parametrize(("kind", "promise"), PROMISED)
-def test_promises_are_kept(kind: type[Any], promise: Any, grid: Grid) -> None:
-    CHECKS[type(promise)](kind, promise, grid)
+@pytest.mark.parametrize(("kind", "promise", "format"), PROMISED)
+def test_promises_are_kept(kind: type[Any], promise: Any, format: Format) -> None:
+    CHECKS[type(promise)](kind, promise, format)

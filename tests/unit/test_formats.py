@@ -224,7 +224,7 @@ def test_columns_encode_as_the_whole_does() -> None:
     weight = heavy_weight(16, 96, seed=5)
     for grid in (Grid(bits=3, group_size=24, symmetric=False), Grid(bits=5, group_size=None)):
         scales = grid.fit(weight)
-        codes, columns = scales.round(weight), scales.columns(96)
+        codes, columns = scales.round(weight), scales.columns((16, 96))
         values = grid.decode(scales.part(codes).tensors, (16, 96))
         for j in range(96):
             encoded = columns.encode(weight[:, j].contiguous(), j)

@@ -200,7 +200,7 @@ def compress(site: Site, weight: Tensor, seen: Seen, step: Step, seed: int) -> t
     row = Row(
         site=site.name, intended=step.label(), actual=", ".join(dict.fromkeys(actual for actual, _ in said)),
         reason="; ".join([*reasons, *_few(seen, [few for _, few in parts])]),
-        bits=8 * store.packed_bytes(site.shape, format) / site.elements,  # type: ignore[arg-type]
+        bits=8 * store.packed_bytes(site.shape, format) / site.elements,
         error=changed / max(whole, 1e-30), damping=max(float(r.get("damping", 0.0)) for r in records),
         factorisations=max(int(r.get("factorisations", 0)) for r in records),
     )  # fmt: skip

@@ -1,7 +1,6 @@
-"""A compressed module as a file: codes and zero points packed without gaps, scales, and everything else in 16 bits.
+"""A compressed module as a file: every compressed tensor as the bytes of its format, everything else in 16 bits.
 
-model.safetensors holds `name.codes` and `name.zero_point` (32-bit words), `name.scale`, and under their own names all
-other parameters and the buffers. module.json says the format of every tensor and how its matrix lies in it. Whoever has
+model.safetensors holds those bytes as `name.packed`, and under their own names all other parameters and the buffers. module.json says the format of every tensor and how its matrix lies in it. Whoever has
 the module's code restores it bit for bit.
 """
 
@@ -19,12 +18,10 @@ from torch import Tensor, nn
 from pennyweight import formats
 from pennyweight.errors import CorruptFile, InvalidModel, MissingFile
 from pennyweight.export.safetensors_stream import Entry, ShardWriter, write_file
-from pennyweight.formats import Compressed, Dense, Grid, Part
-from pennyweight.formats.grid import SCALE_DTYPES
+from pennyweight.formats import Compressed, Dense, Format, Part
 from pennyweight.network.network import Site
 from pennyweight.network.sources.module import module_with
 from pennyweight.numerics.hashing import canonical
-from pennyweight.numerics.packing import pack_int32, unpack_int32, words_of
 
 WEIGHTS, ABOUT = "model.safetensors", "module.json"
 VERSION = 1
@@ -69,9 +66,7 @@ def pack(module: nn.Module, compressed: Mapping[str, tuple[Site, Compressed]], d
             continue
         site, result = compressed[name]
         (part,) = result.parts
-        assert isinstance(part.format, Grid)
-        for what, tensor in part.tensors.items():
-            tensors[f"{name}.{what}"] = tensor if what == "scale" else _packed(tensor, part.format.bits)
+        tensors[f"{name}.packed"] = part.format.pack(part.tensors, site.shape)
         about[name] = {
             "format": part.format.label(), "layout": site.layout, "matrix": list(site.shape),
             "shape": list(parameter.shape),
@@ -86,7 +81,7 @@ def unpack(module: nn.Module, stored: Stored, *, site: str = "") -> nn.Module:
         InvalidModel: the tensors are not those of this module.
     """
     parameters, buffers, values = dict(module.named_parameters()), _buffers(module), dict[str, Tensor]()
-    taken = {f"{name}.{what}" for name in stored.about for what in ("codes", "scale", "zero_point")}
+    taken = {f"{name}.packed" for name in stored.about}
     known = {n for n in stored.tensors if n not in taken} | set(stored.about)
     if known != parameters.keys() | buffers.keys():
         wrong = sorted(known ^ (parameters.keys() | buffers.keys()))
@@ -152,12 +147,9 @@ def read(directory: Path) -> Stored:
         ) from error  # fmt: skip
 
 
-def packed_bytes(shape: tuple[int, int], grid: Grid) -> int:
-    """What a matrix takes in the file: codes in whole words, scales, zero points in whole words."""
-    rows, columns = shape
-    scales = rows * grid.groups(columns)
-    zero = 0 if grid.symmetric else 4 * words_of(scales, grid.bits)
-    return 4 * words_of(rows * columns, grid.bits) + scales * SCALE_DTYPES[grid.scale_dtype].itemsize + zero
+def packed_bytes(shape: tuple[int, int], format: Format) -> int:
+    """What a matrix takes in the file."""
+    return sum(field.bytes for field in format.fields(shape))
 
 
 def dense_bytes(module: nn.Module, leave_out: set[str] | frozenset[str] = frozenset()) -> int:
@@ -173,22 +165,13 @@ def _dense(value: Tensor, dtype: str) -> Tensor:
     return Dense(dtype=dtype).store(value).tensors["values"]
 
 
-def _packed(codes: Tensor, bits: int) -> Tensor:
-    return pack_int32(codes.reshape(1, -1), bits).flatten()
-
-
 def _decoded(tensors: Mapping[str, Tensor], name: str, about: Mapping[str, Any]) -> Tensor:
-    grid, (rows, columns) = formats.parse(about["format"]), about["matrix"]
-    assert isinstance(grid, Grid)
-    parts = {"scale": tensors[f"{name}.scale"]}
-    for what, count in (("codes", columns), ("zero_point", grid.groups(columns))):
-        if f"{name}.{what}" in tensors:
-            words = tensors[f"{name}.{what}"][None]
-            parts[what] = unpack_int32(words, grid.bits, rows * count).reshape(rows, count)
+    format, (rows, columns) = formats.parse(about["format"]), about["matrix"]
+    parts = format.unpack(tensors[f"{name}.packed"], (rows, columns))
     site = Site(
         name=name, block=None, shape=(rows, columns), reads="", writes="", role="", layout=about["layout"]
     )  # fmt: skip
-    return site.restored(Compressed((Part(grid, parts),), (rows, columns)).dequantize(), about["shape"])
+    return site.restored(Compressed((Part(format, parts),), (rows, columns)).dequantize(), about["shape"])
 
 
 def _buffers(module: nn.Module) -> dict[str, Tensor]:

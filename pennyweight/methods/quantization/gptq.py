@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from pennyweight.errors import InvalidMethod
-from pennyweight.formats import Compressed, Grid, Scales
+from pennyweight.formats import Compressed, Fitted, Format, Scalar
 from pennyweight.numerics.cholesky import LARGEST_DAMPING, inverse_cholesky
 from pennyweight.promises import BetterOnAverage, Deterministic, Promise, RowEquivariant
 from pennyweight.statistics import Statistics
@@ -36,6 +36,7 @@ class GPTQ:
     name: ClassVar[str] = "gptq"
     paper: ClassVar[str] = "arXiv:2210.17323"
     needs: ClassVar[frozenset[str]] = frozenset({"gram"})
+    takes: ClassVar[tuple[type[Format], ...]] = (Scalar,)
     promises: ClassVar[tuple[Promise, ...]] = (Deterministic(), RowEquivariant(), BetterOnAverage("round_to_nearest"))
     damping: float = 0.01
     search: bool = True
@@ -51,7 +52,7 @@ class GPTQ:
             )
 
     def compress(
-        self, weight: Float[Tensor, "out in"], statistics: Statistics, format: Grid, *, generator: Generator
+        self, weight: Float[Tensor, "out in"], statistics: Statistics, format: Scalar, *, generator: Generator
     ) -> Compressed:
         """Round `weight` onto `format`, greedily minimising trace(E gram Eᵀ), E = result − weight.
 
@@ -66,7 +67,7 @@ class GPTQ:
         factor = inverse_cholesky(gram, self.damping, order)
         U = factor.upper
         W = weight.float().T[order].contiguous()  # [in, out]: a copy, arguments are never written to
-        columns = scales.columns(len(W))
+        columns = scales.columns(tuple(weight.shape))
         codes = torch.empty(W.shape, dtype=torch.uint8)
         for start in range(0, len(W), self.chunk):
             stop = min(start + self.chunk, len(W))
@@ -82,7 +83,7 @@ class GPTQ:
         return Compressed((scales.part(codes.T.contiguous()),), tuple(weight.shape), record)
 
     def predict(
-        self, weight: Float[Tensor, "out in"], statistics: Statistics, formats: Sequence[Grid]
+        self, weight: Float[Tensor, "out in"], statistics: Statistics, formats: Sequence[Scalar]
     ) -> Float[Tensor, "formats out"]:
         """Expected squared change of each output under each format, without the sweep.
 
@@ -101,5 +102,5 @@ class GPTQ:
             predicted.append(error.square_() @ share)
         return torch.stack(predicted)
 
-    def _scales(self, weight: Tensor, gram: Tensor, format: Grid) -> Scales:
+    def _scales(self, weight: Tensor, gram: Tensor, format: Scalar) -> Fitted:
         return format.fit(weight, search=self.search, importance=gram.diagonal())

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from pennyweight.formats import Compressed, Grid
+from pennyweight.formats import Compressed, Format
 from pennyweight.numerics.linear import linear
 from pennyweight.promises import Deterministic, Promise, RowEquivariant
 from pennyweight.statistics import Statistics
@@ -32,29 +32,30 @@ class RoundToNearest:
     name: ClassVar[str] = "round_to_nearest"
     paper: ClassVar[str] = "common baseline"
     needs: ClassVar[frozenset[str]] = frozenset()
+    takes: ClassVar[tuple[type[Format], ...]] = (Format,)
     promises: ClassVar[tuple[Promise, ...]] = (Deterministic(), RowEquivariant())
     search: bool = True
     weighted: bool = True
 
     def compress(
-        self, weight: Float[Tensor, "out in"], statistics: Statistics | None, format: Grid, *, generator: Generator
+        self, weight: Float[Tensor, "out in"], statistics: Statistics | None, format: Format, *, generator: Generator
     ) -> Compressed:
         """Round `weight` onto `format`; nothing random happens.
 
         Raises:
             InvalidFormat: the format's groups do not divide the inputs.
         """
-        scales = format.fit(weight, search=self.search, importance=self._importance(statistics))
-        return Compressed((scales.part(scales.round(weight)),), tuple(weight.shape))
+        part = format.store(weight, search=self.search, importance=self._importance(statistics))
+        return Compressed((part,), tuple(weight.shape))
 
     def predict(
-        self, weight: Float[Tensor, "out in"], statistics: Statistics | None, formats: Sequence[Grid]
+        self, weight: Float[Tensor, "out in"], statistics: Statistics | None, formats: Sequence[Format]
     ) -> Float[Tensor, "formats out"]:
         """Mean squared change of each output under each format: the diagonal of E gram Eᵀ, exactly."""
         predicted = []
         for format in formats:
-            scales = format.fit(weight, search=self.search, importance=self._importance(statistics))
-            error = format.decode(scales.part(scales.round(weight)).tensors, tuple(weight.shape)) - weight.float()
+            part = format.store(weight, search=self.search, importance=self._importance(statistics))
+            error = format.decode(part.tensors, tuple(weight.shape)) - weight.float()
             if statistics is None or statistics.gram is None:
                 predicted.append(error.square().sum(1))
             else:
