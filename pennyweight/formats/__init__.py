@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from pennyweight.errors import UnknownName
+from pennyweight.formats.affine import Affine
 from pennyweight.formats.dense import Dense
 from pennyweight.formats.format import Columns, Compressed, Field, Fitted, Format, Part, Scalar
 from pennyweight.formats.grid import Grid, Scales
+from pennyweight.formats.logarithmic import Logarithmic
+from pennyweight.formats.microscaling import Microscaling
 from pennyweight.formats.minifloat import Minifloat
+from pennyweight.formats.nvfp4 import NVFP4
+from pennyweight.formats.progressive import Progressive
 from pennyweight.formats.sharing import Sharing
+from pennyweight.formats.two_shifts import TwoShifts
 
-FORMATS: tuple[type[Format], ...] = (Dense, Grid, Minifloat)
+FORMATS: tuple[type[Format], ...] = (
+    Affine,
+    Dense,
+    Grid,
+    Logarithmic,
+    Microscaling,
+    Minifloat,
+    NVFP4,
+    Progressive,
+    TwoShifts,
+)
 
 
 def parse(label: str) -> Format:
@@ -30,6 +46,7 @@ def parse(label: str) -> Format:
 
 
 __all__ = [
-    "FORMATS", "Columns", "Compressed", "Dense", "Field", "Fitted", "Format", "Grid", "Minifloat", "Part", "Scalar",
-    "Scales", "Sharing", "parse",
+    "FORMATS", "NVFP4", "Affine", "Columns", "Compressed", "Dense", "Field", "Fitted", "Format", "Grid",
+    "Logarithmic", "Microscaling", "Minifloat", "Part", "Progressive", "Scalar", "Scales", "Sharing",
+    "TwoShifts", "parse",
 ]  # fmt: skip

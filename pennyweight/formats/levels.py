@@ -38,6 +38,16 @@ class Levels(Scalar):
         """Between which shares of the whole range the search looks: below one clips, above one leaves levels unused."""
         return 0.4, 1.1
 
+    def candidates(self) -> Sequence[float]:
+        """Shares of the whole range that the search tries; the first of equals wins."""
+        narrowest, widest = self.shares()
+        return [float(share) for share in torch.linspace(widest, narrowest, CANDIDATES)]
+
+    def borders(self) -> Float[Tensor, " borders"]:
+        """Where rounding changes from one number to the next; what lies on a border goes to the lower one."""
+        values = self.values()
+        return (values[1:] + values[:-1]) / 2
+
     def largest(self) -> float:
         """The number that the largest weight of a tile gets when the whole range is kept."""
         return float(self.values().abs().max())
@@ -81,14 +91,12 @@ class Levels(Scalar):
         whole = self.round_scale(reach)
         if not search:
             return whole
-        values = self.values()
-        middles = (values[1:] + values[:-1]) / 2
-        narrowest, widest = self.shares()
+        values, borders = self.values(), self.borders()
         best, scale = torch.full_like(reach, torch.inf), whole
-        for share in torch.linspace(widest, narrowest, CANDIDATES).tolist():
+        for share in self.candidates():
             candidate = self.round_scale(reach * share)
             error = (
-                (values[torch.bucketize(w / candidate[..., None], middles)] * candidate[..., None]).sub_(w).square_()
+                (values[torch.bucketize(w / candidate[..., None], borders)] * candidate[..., None]).sub_(w).square_()
             )
             total = (error if importance is None else error.mul_(importance)).sum(-1)
             better = total < best
@@ -125,16 +133,13 @@ class LevelScales:
 
     def columns(self, shape: tuple[int, ...]) -> LevelColumns:
         """Scales laid out for a sweep over input columns."""
-        sharing, values = self.format.sharing, self.format.values()
-        return LevelColumns(
-            sharing.by_column(self.scale, shape), values, (values[1:] + values[:-1]) / 2, sharing.width(shape[1])
-        )
+        sharing, scale = self.format.sharing, self.format.sharing.by_column(self.scale, shape)
+        return LevelColumns(scale, self.format.values(), self.format.borders(), sharing.width(shape[1]))
 
     def round(self, weight: Float[Tensor, "out in"]) -> UInt8[Tensor, "out in"]:
         """Codes of the nearest values."""
-        values = self.format.values()
         scaled = weight.float() / self.format.sharing.spread(self.scale, weight.shape)
-        return torch.bucketize(scaled, (values[1:] + values[:-1]) / 2).to(torch.uint8)
+        return torch.bucketize(scaled, self.format.borders()).to(torch.uint8)
 
     def part(self, codes: UInt8[Tensor, "out in"]) -> Part:
         """Codes and scales as one part of a compressed tensor."""
@@ -147,12 +152,12 @@ class LevelColumns:
 
     scale: Float[Tensor, "across out"]
     values: Float[Tensor, " levels"]
-    middles: Float[Tensor, " borders"]
+    borders: Float[Tensor, " borders"]
     size: int
 
     def encode(self, values: Float[Tensor, " out"], column: int) -> Float[Tensor, " out"]:
         """Codes of one column of weights."""
-        return torch.bucketize(values / self.scale[column // self.size], self.middles).float()
+        return torch.bucketize(values / self.scale[column // self.size], self.borders).float()
 
     def decode(self, codes: Float[Tensor, " out"], column: int) -> Float[Tensor, " out"]:
         """Values of one column of codes."""

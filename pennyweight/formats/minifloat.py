@@ -83,6 +83,10 @@ class Minifloat(Levels):
         """Every finite number of the element type."""
         return finite(self.element)[0]
 
+    def borders(self) -> Float[Tensor, " borders"]:
+        """Between the numbers; ties go to the even bit pattern, as IEEE 754 rounds and as torch casts."""
+        return ties_to_even(*finite(self.element))
+
     def bits_of(self, codes: UInt8[Tensor, ...]) -> UInt8[Tensor, ...]:
         """Bit patterns, sign first, as engines store them."""
         return finite(self.element)[1][codes.long()]
@@ -101,3 +105,10 @@ def finite(element: str) -> tuple[Float[Tensor, " levels"], UInt8[Tensor, " leve
     sign = 1 << (exponents + mantissas)
     numbers = torch.cat([-positive[1:].flip(0), positive])
     return numbers, torch.cat([pattern[1:].flip(0) | sign, pattern]).to(torch.uint8)
+
+
+def ties_to_even(numbers: Float[Tensor, " levels"], patterns: UInt8[Tensor, " levels"]) -> Float[Tensor, " borders"]:
+    """Borders between ascending numbers, of which a tie goes to the one with the even bit pattern."""
+    middles = (numbers[1:] + numbers[:-1]) / 2
+    above = torch.nextafter(middles, torch.full_like(middles, -torch.inf))  # then the middle itself lies above
+    return torch.where(patterns[:-1] & 1 == 0, middles, above)

@@ -55,6 +55,17 @@ def round_scale(scale: Float[Tensor, ...], name: str) -> Float[Tensor, ...]:
     return torch.where(stored == 0, torch.ones_like(stored), stored)
 
 
+def power_of_two(scale: Float[Tensor, ...], *, up: bool = False) -> Float[Tensor, ...]:
+    """The largest power of two not above each positive scale, or with `up` the smallest not below, of those E8M0 has.
+
+    A scale of zero becomes one, as in `round_scale`. Exact: the exponent is read, no logarithm is taken.
+    """
+    fraction, exponent = torch.frexp(scale.clamp(max=torch.finfo(torch.float32).max))
+    exponent = torch.where((fraction == 0.5) | torch.tensor(not up), exponent - 1, exponent)
+    stored = torch.ldexp(torch.ones_like(scale), exponent.clamp(-126, 127))
+    return torch.where(scale == 0, torch.ones_like(scale), stored)
+
+
 def write_scale(scale: Float[Tensor, ...], name: str) -> Tensor:
     """Rounded scales (see `round_scale`) in the type they are stored in."""
     if name == "e8m0":

@@ -1,8 +1,9 @@
 """Codes of 2 to 8 bits in 32-bit words, without a bit between them: code i takes bits i·b to i·b+b−1 of its row.
 
 Little end first, so that a row is one stream of bits, and a code may straddle two words. Eight codes of b bits fill b
-bytes exactly, whatever b is; so every width is packed in the same way, a byte at a time, and nothing wider than a byte
-is ever held. Words are looked at as bytes, as on every machine torch is built for: the low byte comes first.
+bytes exactly, whatever b is (of six bits, four codes fill three bytes); so every width is packed in the same way, a
+byte at a time, and nothing wider than a byte is ever held. Words are looked at as bytes, as on every machine torch is
+built for: the low byte comes first.
 
 This is the layout of compressed-tensors 0.18 and later. Until 0.17 it kept codes from straddling words, which is the
 same for 2, 4 and 8 bits and different for all others.
@@ -32,10 +33,8 @@ def pack_int32(codes: UInt8[Tensor, "rows columns"], bits: int) -> Int32[Tensor,
     Raises:
         InvalidFormat: a code does not fit into `bits` bits, or `bits` is not 1 to 8.
     """
-    _check_width(bits)
+    _check_codes(codes, bits)
     rows, columns = codes.shape
-    if codes.numel() and int(codes.max()) >> bits:
-        raise InvalidFormat(f"a code of {int(codes.max())} in {bits} bits", expected=f"codes below {1 << bits}")
     octets = -(-columns // 32) * 4  # eight codes each; whole words of every width
     grouped = pad(codes, (0, 8 * octets - columns)).reshape(rows, octets, 8)
     stream = torch.zeros(rows, octets, bits, dtype=torch.uint8, device=codes.device)
@@ -109,6 +108,44 @@ def unpack_codes(data: UInt8[Tensor, " bytes"], levels: int, count: int) -> UInt
     bits = (levels - 1).bit_length()
     words = pad(data, (0, -len(data) % 4)).view(torch.int32)
     return unpack_int32(words[None, : words_of(count, bits)], bits, count)[0]
+
+
+def to_planes(codes: UInt8[Tensor, "rows columns"], bits: int) -> UInt8[Tensor, "bits rows bytes"]:
+    """One bit a plane, lowest first; in a plane the bits of a row are one stream, eight columns a byte, low bit first.
+
+    A product of codes is then a sum over pairs of planes of 2^(i + j) · popcount(a_i & b_j). For signed codes stored
+    with 2^(bits − 1) added, flip the top bit first: that is two's complement, whose top plane counts −2^(bits − 1).
+
+    Raises:
+        InvalidFormat: a code does not fit into `bits` bits, or `bits` is not 1 to 8.
+    """
+    _check_codes(codes, bits)
+    size = -(-codes.shape[1] // 8)
+    planes = [pack_int32(codes >> bit & 1, 1).view(torch.uint8)[:, :size] for bit in range(bits)]
+    return torch.stack(planes)
+
+
+def from_planes(planes: UInt8[Tensor, "bits rows bytes"], columns: int) -> UInt8[Tensor, "rows columns"]:
+    """Restore the codes that `to_planes` spread.
+
+    Raises:
+        InvalidFormat: so many columns take another number of bytes, or there are not 1 to 8 planes.
+    """
+    bits, rows, size = planes.shape
+    _check_width(bits)
+    if size != -(-columns // 8):
+        raise InvalidFormat(f"{size} bytes a row for {columns} bits", expected=f"{-(-columns // 8)} bytes")
+    codes = torch.zeros(rows, columns, dtype=torch.uint8, device=planes.device)
+    for bit in range(bits):
+        words = pad(planes[bit], (0, -size % 4)).view(torch.int32)
+        codes |= unpack_int32(words, 1, columns) << bit
+    return codes
+
+
+def _check_codes(codes: Tensor, bits: int) -> None:
+    _check_width(bits)
+    if codes.numel() and int(codes.max()) >> bits:
+        raise InvalidFormat(f"a code of {int(codes.max())} in {bits} bits", expected=f"codes below {1 << bits}")
 
 
 def _check_width(bits: int) -> None:

@@ -1,7 +1,8 @@
 """A compressed module as a file: every compressed tensor as the bytes of its format, everything else in 16 bits.
 
-model.safetensors holds those bytes as `name.packed`, and under their own names all other parameters and the buffers. module.json says the format of every tensor and how its matrix lies in it. Whoever has
-the module's code restores it bit for bit.
+model.safetensors holds those bytes as `name.packed`, and under their own names all other parameters and the buffers.
+module.json says the format of every tensor and how its matrix lies in it. Whoever has the module's code restores it bit
+for bit.
 """
 
 from __future__ import annotations
