@@ -35,7 +35,7 @@ class Grid(Scalar):
         group_size: inputs that share a scale; None for one scale a row.
         symmetric: zero point fixed in the middle and not stored.
         scale_dtype: what scales are stored in: float16, bfloat16, float32, e8m0 (powers of two) or e4m3.
-        rows: outputs that share a scale: 1, or `group_size` for square blocks, or None for one scale in all.
+        rows_shared: outputs that share a scale: 1, or `group_size` for square blocks, or None for one scale in all.
 
     Raises:
         InvalidFormat: a parameter outside its range.
