@@ -21,7 +21,7 @@ if __name__ == "__main__":
         main(
             [
                 *("compress", str(embedded_default()), "--out", str(OUT), "--lose", "2%"),
-                *("--calibration-windows", "32", "--selection-windows", "16", "--max-windows", "128"),
+                *("--calibration-windows", "32", "--selection-windows", "16"),
                 *sys.argv[1:],
             ]
         )

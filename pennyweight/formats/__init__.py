@@ -4,26 +4,32 @@ from __future__ import annotations
 
 from pennyweight.errors import UnknownName
 from pennyweight.formats.affine import Affine
+from pennyweight.formats.binary import Binary
 from pennyweight.formats.dense import Dense
 from pennyweight.formats.format import Columns, Compressed, Field, Fitted, Format, Part, Scalar
 from pennyweight.formats.grid import Grid, Scales
 from pennyweight.formats.logarithmic import Logarithmic
 from pennyweight.formats.microscaling import Microscaling
 from pennyweight.formats.minifloat import Minifloat
+from pennyweight.formats.normal_float import NormalFloat
 from pennyweight.formats.nvfp4 import NVFP4
 from pennyweight.formats.progressive import Progressive
 from pennyweight.formats.sharing import Sharing
+from pennyweight.formats.ternary import Ternary
 from pennyweight.formats.two_shifts import TwoShifts
 
 FORMATS: tuple[type[Format], ...] = (
     Affine,
+    Binary,
     Dense,
     Grid,
     Logarithmic,
     Microscaling,
     Minifloat,
+    NormalFloat,
     NVFP4,
     Progressive,
+    Ternary,
     TwoShifts,
 )
 

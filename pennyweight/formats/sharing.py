@@ -122,3 +122,13 @@ def _undivided(columns: int, size: int) -> InvalidFormat:
         + (f", such as {', '.join(map(str, fitting))}" if fitting else ", or none (one scale a row)"),
         mend=f"set group_size={near} for this site, or keep it dense",
     )
+
+
+def refuse_blocks(sharing: Sharing, site: str) -> None:
+    """See that a format without square blocks gets none.
+
+    Raises:
+        InvalidFormat: it does.
+    """
+    if sharing.rows not in (1, None):
+        raise InvalidFormat(f"{site} in blocks of {sharing.rows}", expected="row, g64 or tensor", site=site)
