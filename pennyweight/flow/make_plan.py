@@ -190,7 +190,7 @@ def check_plan(plan: Plan, network: Network, *, model: str | None = None, site: 
                 raise InvalidPlan(error.happened, expected=error.expected, mend=error.mend, site=name) from error
         if len(step.stages) != 1 or isinstance(step.stages[0].format, Dense):
             raise InvalidPlan(
-                "only steps of one stage can be written so far", expected="such as gptq int4 g64 sym",
+                "only one stage, on a grid or other codes, can be written", expected="such as gptq int4 g64 sym",
                 mend="use one stage; a site without a step stays dense", site=name,
             )  # fmt: skip
         grid = step.stages[0].format

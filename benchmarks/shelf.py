@@ -1,0 +1,141 @@
+"""Formats and quantizers on SmolLM2: bits a weight, perplexity, KL and the same next token, one row a pair.
+
+    python benchmarks/shelf.py --model DIR --calibration TRAIN.txt --test TEST.txt [--only "gptq int4;nf4"] [--seed 0]
+
+DIR holds the model of benchmarks/peer_scripts/make_model.py: SmolLM2-135M-Instruct with its channels permuted, so that
+rounding meets no grid its weights were rounded to before. Every linear weight of the blocks is replaced by what the
+step stores, each layer by itself on the gram matrices of the float32 network; embedding and head stay. Scored on
+windows of 256 tokens of the test text in float32 against the network as it was. Seconds are of the process, for the
+rounding alone; the statistics are collected once and shared. Rows of an earlier run with the same settings are kept.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import machine
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import pennyweight as pw
+from pennyweight import catalogue
+from pennyweight.network.network import Network
+from pennyweight.network.running.run import materialised
+from pennyweight.numerics.random import permutation, stream
+from pennyweight.plan import Step
+from pennyweight.statistics import Statistics
+
+FORMATS = (
+    "int8 row sym", "fp8 e4m3 row", "mxfp8 e4m3", "mxint8", "int6 g192 sym", "mxfp6 e2m3",
+    "int4 g64 asym", "int4 g64 sym", "int4 g64 affine", "fp4 e2m1 g64", "nf4 g64", "mxfp4", "nvfp4",
+    "int4 g64 progressive", "log2 4bit g64", "int3 g64 asym", "int3 g64 affine", "int2 g64 asym", "int2 g64 affine",
+    "ternary g64", "binary3 g64",
+)  # fmt: skip
+STEPS = [f"{method} {format}" for format in FORMATS for method in ("round_to_nearest", "gptq")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--calibration", type=Path, required=True)
+    parser.add_argument("--test", type=Path, required=True)
+    parser.add_argument("--windows", type=int, default=24)
+    parser.add_argument("--calibration-windows", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default=";".join(STEPS), help="steps, with a semicolon between")
+    arguments = parser.parse_args()
+    network = pw.load(arguments.model)
+    text = pw.held_out(arguments.test, network, length=256)
+    test = text.ids[torch.from_numpy(permutation(len(text), arguments.seed, "shelf")[: arguments.windows])]
+    calibration = pw.sample(
+        arguments.calibration, network, count=arguments.calibration_windows, length=256, seed=arguments.seed
+    )
+    settings = {
+        "seed": arguments.seed, "windows": arguments.windows, "tokens": 256,
+        "calibration_windows": arguments.calibration_windows, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    steps = arguments.only.split(";")
+    rows = kept(steps, settings)
+    with tempfile.TemporaryDirectory() as work, materialised(network, exact=False, dtype=torch.float32) as model:
+        seen = pw.collect(network, calibration, needs=frozenset({"gram"}), work=work)
+        statistics = [seen.block(index) for index in range(len(network.blocks))]
+        before = [scores(model, window) for window in test]
+        for label in steps:
+            row = {"step": label, "commit": machine.facts(arguments.seed)["commit"]}
+            rows.append(row | measured(label, network, model, statistics, test, before, arguments.seed))
+            print(rows[-1], flush=True)
+            value = {**machine.facts(arguments.seed), "model": "SmolLM2-135M-Instruct, channels permuted", **settings}
+            machine.write("shelf", {**value, "rows": rows})  # after each: a row takes minutes
+    show(rows)
+
+
+def kept(steps: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
+    path = machine.RESULTS / "shelf.json"
+    value = json.loads(path.read_text()) if path.exists() else {}
+    if any(value.get(key) != wanted for key, wanted in settings.items()):
+        return []
+    return [row for row in value["rows"] if row["step"] not in steps]
+
+
+def measured(
+    label: str, network: Network, model: nn.Module, statistics: list[dict[str, Statistics]], test: Tensor,
+    before: list[Tensor], seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Round, score, and put the weights back."""
+    (stage,) = Step.parse(label).stages
+    method = catalogue.find(stage.method, "quantization")
+    parameters, originals = dict(model.named_parameters()), dict[str, Tensor]()
+    bits = elements = 0
+    start = time.process_time()
+    for site in network.sites:
+        if site.role != "linear" or site.block is None:
+            continue
+        weight = parameters[site.parameter].data
+        generator = stream(seed, site.name, stage.method)
+        result = method.compress(weight, statistics[site.block][site.reads], stage.format, generator=generator)
+        originals[site.parameter], parameters[site.parameter].data = weight, result.dequantize()
+        bits, elements = bits + result.bits, elements + site.elements
+    seconds = time.process_time() - start
+    loss = kl = same = base = 0.0
+    for window, p in zip(test, before, strict=True):
+        q, labels = scores(model, window), window[1:, None]
+        loss -= float(q.gather(1, labels).double().sum())
+        base -= float(p.gather(1, labels).double().sum())
+        kl += float((p.exp() * (p - q)).double().sum())
+        same += float((p.argmax(-1) == q.argmax(-1)).sum())
+    for name, weight in originals.items():
+        parameters[name].data = weight
+    count = test[:, 1:].numel()
+    return {
+        "bits": bits / elements, "perplexity": float(torch.tensor(loss / count).exp()),
+        "reference": float(torch.tensor(base / count).exp()), "kl": kl / count, "agreement": same / count,
+        "cpu_seconds": seconds,
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def scores(model: nn.Module, window: Tensor) -> Tensor:
+    """Log-probabilities of every position but the last."""
+    found: Tensor = model(input_ids=window[None], use_cache=False).logits[0, :-1].log_softmax(-1)
+    return found
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    table = Table(show_edge=False)
+    for heading in ("step", "bits", "perplexity", "kl", "agreement", "cpu_seconds"):
+        table.add_column(heading, justify="left" if heading == "step" else "right")
+    for row in sorted(rows, key=lambda row: (-row["bits"], row["kl"])):
+        table.add_row(
+            row["step"], f"{row['bits']:.2f}", f"{row['perplexity']:.2f}", f"{row['kl']:.4f}",
+            f"{row['agreement']:.3f}", f"{row['cpu_seconds']:.0f}",
+        )  # fmt: skip
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
