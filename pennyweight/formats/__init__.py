@@ -6,7 +6,8 @@ from pennyweight.errors import UnknownName
 from pennyweight.formats.affine import Affine
 from pennyweight.formats.binary import Binary
 from pennyweight.formats.dense import Dense
-from pennyweight.formats.format import Columns, Compressed, Field, Fitted, Format, Part, Scalar
+from pennyweight.formats.format import Columns, Compressed, Field, Fitted, Format, Linear, Part, Scalar
+from pennyweight.formats.gguf import Legacy
 from pennyweight.formats.grid import Grid, Scales
 from pennyweight.formats.logarithmic import Logarithmic
 from pennyweight.formats.microscaling import Microscaling
@@ -14,6 +15,7 @@ from pennyweight.formats.minifloat import Minifloat
 from pennyweight.formats.normal_float import NormalFloat
 from pennyweight.formats.nvfp4 import NVFP4
 from pennyweight.formats.progressive import Progressive
+from pennyweight.formats.residual_binary import ResidualBinary
 from pennyweight.formats.sharing import Sharing
 from pennyweight.formats.ternary import Ternary
 from pennyweight.formats.two_shifts import TwoShifts
@@ -23,12 +25,14 @@ FORMATS: tuple[type[Format], ...] = (
     Binary,
     Dense,
     Grid,
+    Legacy,
     Logarithmic,
     Microscaling,
     Minifloat,
     NormalFloat,
     NVFP4,
     Progressive,
+    ResidualBinary,
     Ternary,
     TwoShifts,
 )
@@ -53,6 +57,6 @@ def parse(label: str) -> Format:
 
 __all__ = [
     "FORMATS", "NVFP4", "Affine", "Columns", "Compressed", "Dense", "Field", "Fitted", "Format", "Grid",
-    "Logarithmic", "Microscaling", "Minifloat", "Part", "Progressive", "Scalar", "Scales", "Sharing",
+    "Linear", "Logarithmic", "Microscaling", "Minifloat", "Part", "Progressive", "Scalar", "Scales", "Sharing",
     "TwoShifts", "parse",
 ]  # fmt: skip

@@ -196,6 +196,18 @@ class AffineScales:
             self, scale=self.format.stored(scale.float()).to(dtype), offset=self.format.stored(offset.float()).to(dtype)
         )
 
+    def parameters(self) -> Float[Tensor, "2 out groups"]:
+        """Scales and offsets, in float32: see `Linear`."""
+        return torch.stack([self.scale.float(), self.offset.float()])
+
+    def factors(self, codes: Float[Tensor, "out in"]) -> Float[Tensor, "2 out in"]:
+        """Codes, and ones."""
+        return torch.stack([codes.float(), torch.ones(codes.shape)])
+
+    def refitted(self, parameters: Float[Tensor, "2 out groups"]) -> AffineScales:
+        """Other scales and offsets: see `with_parameters`."""
+        return self.with_parameters(parameters[0], parameters[1])
+
     def columns(self, shape: tuple[int, ...]) -> AffineColumns:
         """Scales and offsets laid out for a sweep over input columns."""
         sharing = self.format.sharing

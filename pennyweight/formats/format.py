@@ -18,6 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from pennyweight.errors import InvalidFormat
+from pennyweight.formats.sharing import Sharing
 from pennyweight.numerics.packing import pack_codes, packed_size, unpack_codes
 
 
@@ -75,6 +76,7 @@ class Format(ABC):
     """A way to store a weight, exact to the bit; it says nothing of how the stored numbers were chosen."""
 
     name: ClassVar[str]
+    inputs_multiple: ClassVar[int] = 1  # the inputs of a weight it fits are a multiple of this, whatever its parameters
 
     @classmethod
     @abstractmethod
@@ -88,7 +90,8 @@ class Format(ABC):
     @classmethod
     @abstractmethod
     def examples(cls) -> Sequence[Self]:
-        """A few of its kind: `pennyweight list` shows them, and the contract tests run them on 24 x 96 weights."""
+        """A few of its kind: `pennyweight list` shows them, and the contract tests run them on 24 x 96 weights, or
+        as many inputs more as `inputs_multiple` asks for."""
 
     @abstractmethod
     def label(self) -> str:
@@ -160,6 +163,11 @@ class Scalar(Format):
     def levels(self) -> int:
         """Number of codes."""
 
+    @property
+    @abstractmethod
+    def sharing(self) -> Sharing:
+        """Which weights share parameters."""
+
     @abstractmethod
     def fit(
         self, weight: Float[Tensor, "out in"], *, search: bool = True, importance: Float[Tensor, " in"] | None = None
@@ -205,6 +213,23 @@ class Fitted(Protocol):
 
     def part(self, codes: UInt8[Tensor, "out in"]) -> Part:
         """Codes and parameters as one part of a compressed tensor."""
+        ...
+
+
+@runtime_checkable
+class Linear(Fitted, Protocol):
+    """Fitted, with values linear in real parameters that can be chosen again: Σ parameter(tile) · factor(code)."""
+
+    def parameters(self) -> Float[Tensor, "parameters down across"]:
+        """The parameters as they are stored, in float32."""
+        ...
+
+    def factors(self, codes: Float[Tensor, "out in"]) -> Float[Tensor, "parameters out in"]:
+        """What each parameter is multiplied with, for every code."""
+        ...
+
+    def refitted(self, parameters: Float[Tensor, "parameters down across"]) -> Linear:
+        """The same format with other parameters, rounded to the type they are stored in."""
         ...
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
@@ -237,6 +237,19 @@ class Scales:
             spread = self.grid.sharing.spread
             codes = torch.div(weight.float(), spread(scale, weight.shape)).round_().add_(spread(zero, weight.shape))
         return codes.clamp_(0, self.grid.levels - 1).to(torch.uint8).reshape(weight.shape)
+
+    def parameters(self) -> Float[Tensor, "1 out groups"]:
+        """The scales, in float32: see `Linear`."""
+        return read_scale(self.scale, self.grid.scale_dtype)[None]
+
+    def factors(self, codes: Float[Tensor, "out in"]) -> Float[Tensor, "1 out in"]:
+        """Codes minus their zero points."""
+        return (codes.float() - self.grid.sharing.spread(self.zero_point.float(), codes.shape))[None]
+
+    def refitted(self, parameters: Float[Tensor, "1 out groups"]) -> Scales:
+        """The same zero points with other scales, rounded to the type they are stored in."""
+        dtype = self.grid.scale_dtype
+        return replace(self, scale=write_scale(round_scale(parameters[0], dtype), dtype))
 
     def part(self, codes: UInt8[Tensor, "out in"]) -> Part:
         """Codes and parameters as one part of a compressed tensor."""

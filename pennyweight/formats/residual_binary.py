@@ -164,4 +164,5 @@ def solve_scales(
     normal, right = (weighted @ signs).double(), (weighted @ w[..., None]).double()
     ridge = RIDGE * normal.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-30)
     normal = normal + ridge[..., None, None] * torch.eye(signs.shape[-1], dtype=torch.float64)
-    return torch.linalg.solve(normal, right)[..., 0].float()
+    solved: Tensor = torch.linalg.solve(normal, right)
+    return solved[..., 0].float()

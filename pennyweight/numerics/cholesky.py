@@ -68,6 +68,16 @@ def inverse_cholesky(gram: Float[Tensor, "n n"], damping: float, order: Int64[Te
     )
 
 
+def damped(gram: Float[Tensor, "n n"], damping: float) -> Float[Tensor, "n n"]:
+    """The matrix whose inverse `inverse_cholesky` factors with this damping, in float32."""
+    matrix = gram.float().clone()
+    diagonal = matrix.diagonal()
+    alive = diagonal > 0
+    level = float(diagonal[alive].double().mean()) if bool(alive.any()) else 1.0
+    diagonal.add_((~alive).float() * level).add_(damping * level)
+    return matrix
+
+
 def _factor(gram: Tensor, order: Tensor | None, dtype: torch.dtype, added: float, level: float) -> Tensor | None:
     damped = gram.to(dtype, copy=True) if order is None else gram[order[:, None], order].to(dtype)
     diagonal = damped.diagonal()

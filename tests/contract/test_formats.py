@@ -14,19 +14,27 @@ from pennyweight.errors import InvalidFormat
 from pennyweight.formats import FORMATS, Format, Part, Scalar
 
 ROWS, COLUMNS = 24, 96
-SHAPE = (ROWS, COLUMNS)
 EXAMPLES = [format for kind in FORMATS for format in kind.examples()]
 SCALARS = [format for format in EXAMPLES if isinstance(format, Scalar)]
 every = pytest.mark.parametrize("format", EXAMPLES, ids=lambda format: format.label())
 every_scalar = pytest.mark.parametrize("format", SCALARS, ids=lambda format: format.label())
 
 
+def inputs(format: Format) -> int:
+    """As many as the format's blocks ask for, 96 or the next multiple."""
+    return -(-COLUMNS // format.inputs_multiple) * format.inputs_multiple
+
+
+def shape_of(format: Format) -> tuple[int, int]:
+    return ROWS, inputs(format)
+
+
 def weight(format: Format, seed: int = 0, rows: int = ROWS) -> torch.Tensor:
-    return heavy_weight(rows, COLUMNS, seed).reshape(rows, COLUMNS)
+    return heavy_weight(rows, inputs(format), seed)
 
 
-def decoded(part: Part, shape: tuple[int, ...] = SHAPE) -> torch.Tensor:
-    return part.format.decode(part.tensors, shape)
+def decoded(part: Part) -> torch.Tensor:
+    return part.format.decode(part.tensors, shape_of(part.format))
 
 
 def same(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
@@ -55,7 +63,7 @@ def test_labels_are_read_back(format: Format) -> None:
 def test_what_is_stored_is_what_its_fields_say(format: Format) -> None:
     part = format.store(weight(format))
     assert part.format == format
-    fields = {field.name: field for field in format.fields(SHAPE)}
+    fields = {field.name: field for field in format.fields(shape_of(format))}
     assert part.tensors.keys() == fields.keys()
     for name, tensor in part.tensors.items():
         assert tuple(tensor.shape) == tuple(fields[name].shape), name
@@ -67,11 +75,11 @@ def test_what_is_stored_is_what_its_fields_say(format: Format) -> None:
 @every
 def test_bytes_hold_everything_and_nothing_more(format: Format) -> None:
     part = format.store(weight(format))
-    packed = format.pack(part.tensors, SHAPE)
+    packed = format.pack(part.tensors, shape_of(format))
     assert packed.dtype == torch.uint8
-    assert len(packed) == sum(math.ceil(field.bits / 8) for field in format.fields(SHAPE))
-    assert 0 <= 8 * len(packed) - format.stored_bits(SHAPE) < 8 * len(format.fields(SHAPE))
-    assert same(format.unpack(packed, SHAPE), part.tensors)
+    assert len(packed) == sum(math.ceil(field.bits / 8) for field in format.fields(shape_of(format)))
+    assert 0 <= 8 * len(packed) - format.stored_bits(shape_of(format)) < 8 * len(format.fields(shape_of(format)))
+    assert same(format.unpack(packed, shape_of(format)), part.tensors)
 
 
 @every
@@ -81,7 +89,7 @@ def test_numbers_come_back(format: Format) -> None:
     assert back.shape == w.shape
     assert back.dtype == torch.float32
     assert torch.isfinite(back).all()
-    bits = format.stored_bits(SHAPE) / w.numel()
+    bits = format.stored_bits(shape_of(format)) / w.numel()
     error = float((back - w).square().sum() / w.square().sum())
     # The best of one bit is 0.36 on normal weights, heavy tails cost more; tight figures are in unit tests.
     assert error < max(5e-3, min(0.7, 20.0 * 4.0**-bits)), error
@@ -97,13 +105,13 @@ def test_half_precision_is_taken_as_it_is(format: Format) -> None:
 def test_the_weight_is_not_written_to(format: Format) -> None:
     w = weight(format)
     copy = w.clone()
-    format.store(w, importance=torch.logspace(-1, 1, COLUMNS))
+    format.store(w, importance=torch.logspace(-1, 1, inputs(format)))
     assert torch.equal(w, copy)
 
 
 @every
 def test_zeros_stay_finite_and_small(format: Format) -> None:
-    back = decoded(format.store(torch.zeros(SHAPE)))
+    back = decoded(format.store(torch.zeros(shape_of(format))))
     assert torch.isfinite(back).all()
     assert back.abs().max() <= 1.0  # codes without a zero have a scale of one at most
 
@@ -113,11 +121,11 @@ def test_rows_are_cut_out_or_refused(format: Format) -> None:
     part = format.store(weight(format))
     if not format.rows_stand_alone:
         with pytest.raises(InvalidFormat, match="share"):
-            format.rows(part.tensors, 8, 16, SHAPE)
-        assert same(format.rows(part.tensors, 0, ROWS, SHAPE), part.tensors)
+            format.rows(part.tensors, 8, 16, shape_of(format))
+        assert same(format.rows(part.tensors, 0, ROWS, shape_of(format)), part.tensors)
         return
-    rows = format.rows(part.tensors, 8, 16, SHAPE)
-    assert torch.equal(format.decode(rows, (8, COLUMNS)), decoded(part)[8:16])
+    rows = format.rows(part.tensors, 8, 16, shape_of(format))
+    assert torch.equal(format.decode(rows, (8, inputs(format))), decoded(part)[8:16])
     assert same(format.store(weight(format)[8:16]).tensors, rows)
 
 
@@ -141,12 +149,12 @@ def test_search_is_no_worse_than_the_whole_range(format: Format) -> None:
 def test_columns_agree_with_the_whole(format: Scalar) -> None:
     w = weight(format)
     fitted = format.fit(w)
-    codes, columns = fitted.round(w), fitted.columns(SHAPE)
+    codes, columns = fitted.round(w), fitted.columns(shape_of(format))
     assert codes.dtype == torch.uint8
     assert codes.shape == w.shape
     assert int(codes.max()) < format.levels
     back = decoded(fitted.part(codes))
-    for column in (0, 1, 37, COLUMNS - 1):
+    for column in (0, 1, 37, inputs(format) - 1):
         encoded = columns.encode(w[:, column].clone(), column)
         assert torch.equal(encoded.to(torch.uint8), codes[:, column])
         torch.testing.assert_close(columns.decode(encoded, column), back[:, column], rtol=1e-6, atol=1e-9)
@@ -159,13 +167,13 @@ def test_rounding_is_to_the_nearest(format: Scalar) -> None:
     fitted = format.fit(w)
     error = (decoded(fitted.part(fitted.round(w))) - w).abs()
     for code in range(0, format.levels, max(1, format.levels // 16)):
-        other = (decoded(fitted.part(torch.full(SHAPE, code, dtype=torch.uint8))) - w).abs()
+        other = (decoded(fitted.part(torch.full(shape_of(format), code, dtype=torch.uint8))) - w).abs()
         assert (error <= other * (1 + 1e-5) + 1e-9).all()
 
 
 @every_scalar
 def test_importance_is_minded(format: Scalar) -> None:
-    w, importance = weight(format, seed=3), torch.logspace(-2, 2, COLUMNS)
+    w, importance = weight(format, seed=3), torch.logspace(-2, 2, inputs(format))
     weighed = decoded(format.store(w, importance=importance)) - w
     plain = decoded(format.store(w)) - w
     assert float((weighed.square() * importance).sum()) <= float((plain.square() * importance).sum()) * (1 + 1e-5)
@@ -174,5 +182,5 @@ def test_importance_is_minded(format: Scalar) -> None:
 def test_errors_name_what_does_not_fit() -> None:
     for format in EXAMPLES:
         with pytest.raises(InvalidFormat):
-            formats.parse("int4 g36 sym").store(torch.zeros(SHAPE))
-        assert format.stored_bits(SHAPE) > 0
+            formats.parse("int4 g36 sym").store(torch.zeros(shape_of(format)))
+        assert format.stored_bits(shape_of(format)) > 0

@@ -1,8 +1,36 @@
 """How stored codes are chosen: `compress(weight, statistics, format, *, generator) -> Compressed`."""
 
+from pennyweight.methods.quantization.adaquant import AdaQuant
+from pennyweight.methods.quantization.awq_clip import AWQClip
+from pennyweight.methods.quantization.coordinate_descent import CoordinateDescent
+from pennyweight.methods.quantization.decoupleq import DecoupleQ
 from pennyweight.methods.quantization.gptq import GPTQ
+from pennyweight.methods.quantization.hqq import HQQ
+from pennyweight.methods.quantization.percentile import Percentile
 from pennyweight.methods.quantization.round_to_nearest import RoundToNearest
+from pennyweight.methods.quantization.zeroquant_fp import ZeroQuantFP
 
-METHODS = (GPTQ, RoundToNearest)
+METHODS = (
+    AdaQuant,
+    AWQClip,
+    CoordinateDescent,
+    DecoupleQ,
+    GPTQ,
+    HQQ,
+    Percentile,
+    RoundToNearest,
+    ZeroQuantFP,
+)
 
-__all__ = ["GPTQ", "METHODS", "RoundToNearest"]
+__all__ = [
+    "GPTQ",
+    "HQQ",
+    "METHODS",
+    "AWQClip",
+    "AdaQuant",
+    "CoordinateDescent",
+    "DecoupleQ",
+    "Percentile",
+    "RoundToNearest",
+    "ZeroQuantFP",
+]
