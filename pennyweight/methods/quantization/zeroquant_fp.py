@@ -58,7 +58,7 @@ class ZeroQuantFP:
         if self.constraint not in CONSTRAINTS or not 0 < self.damping <= LARGEST_DAMPING or self.chunk < 1:
             raise InvalidMethod(
                 f"constraint={self.constraint!r}, damping={self.damping!r}, chunk={self.chunk!r}",
-                expected=f"{', '.join(CONSTRAINTS)}; a damping above 0 and up to {LARGEST_DAMPING:g}; chunk of 1 or more",
+                expected=f"{', '.join(CONSTRAINTS)}; a damping above 0 and up to {LARGEST_DAMPING:g}; chunk >= 1",
                 mend="zeroquant_fp(constraint='m2')", site=self.name,
             )  # fmt: skip
 
