@@ -24,7 +24,7 @@ from pennyweight.flow.job import Job, planner_of
 from pennyweight.flow.journal import open_run
 from pennyweight.flow.load import check_weights, load
 from pennyweight.flow.make_plan import check_dtype, check_model, check_plan, usual_dtype
-from pennyweight.flow.options import outline
+from pennyweight.flow.options import outline, predictor
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.rewrite import check_rewrites, rewrite
 from pennyweight.flow.settings import Settings
@@ -88,6 +88,7 @@ def compress(
     else:
         assert settings.dtype is not None
         check_dtype(settings.dtype, engine)
+        predictor(settings.method)  # refused here, not after the statistics
     if not settings.rewrites:
         _check_possible(plan, limit, reference, reference, settings)
     words = texts(

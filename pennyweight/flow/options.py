@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from pennyweight import catalogue
+from pennyweight.errors import InvalidMethod
 from pennyweight.export import dense_bytes, stored_bytes
 from pennyweight.export.engines import Engine
 from pennyweight.flow.collect import Collected
 from pennyweight.flow.journal import Journal
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.formats import Dense, Grid
+from pennyweight.methods.quantization import GPTQ
 from pennyweight.network.network import Network, Site
 from pennyweight.network.sources.source import check_finite
 from pennyweight.numerics.hashing import of_value
@@ -114,6 +117,25 @@ def outline(network: Network, engine: Engine, *, dtype: str) -> Table:
     return _table(network, rows, kept, dtype)
 
 
+def predictor(method: str) -> Any:
+    """The quantizer whose predictions plans for this one rest on: itself, or GPTQ for one that predicts nothing.
+
+    Methods without predictions of their own sweep as GPTQ does and improve on it; candidates are measured anyway.
+
+    Raises:
+        UnknownName: no quantizer has this name.
+        InvalidMethod: it writes no integer grids, and no file of an engine holds anything else.
+    """
+    quantizer = catalogue.find(method, "quantization")
+    if not issubclass(Grid, quantizer.takes):
+        able = [kind.name for kind in catalogue.classes("quantization") if issubclass(Grid, kind.takes)]
+        raise InvalidMethod(
+            f"{quantizer.name} writes {', '.join(kind.__name__ for kind in quantizer.takes)}, and no integer grids",
+            expected=f"one of {', '.join(able)}", mend="--method gptq", site=method,
+        )  # fmt: skip
+    return quantizer if hasattr(quantizer, "predict") else GPTQ()
+
+
 def _decide(network: Network, engine: Engine, dtype: str) -> tuple[dict[int, list[tuple[Site, ...]]], dict[str, str]]:
     """Groups the engine can take in some grid, by block, and why it cannot take the others."""
     kept: dict[str, str] = {}
@@ -192,6 +214,6 @@ def _predict(
         rows.append(weight[chosen])
         minds.append(fisher[chosen] * share)
     # Sites of a group read one edge, so that one factorisation serves them all.
-    predicted = catalogue.find(method, "quantization").predict(torch.cat(rows), statistics[group[0].reads], grids)
+    predicted = predictor(method).predict(torch.cat(rows), statistics[group[0].reads], grids)
     damages = (predicted.double() @ torch.cat(minds) / 2).tolist()
     return [(f"{method} {grid.label()}", damage) for grid, damage in zip(grids, damages, strict=True)]

@@ -361,6 +361,13 @@ def test_arguments(arguments: tuple[str, ...], compress: Refuse, llama: Path) ->
         assert arguments[0] in error.site + error.happened
 
 
+def test_a_quantizer_that_writes_no_grids(compress: Refuse, llama: Path) -> None:
+    error = compress(llama, "--method", "hqq")
+    assert error.name == "InvalidMethod"
+    assert "writes Affine" in error.happened
+    assert "gptq" in error.expected
+
+
 @pytest.mark.parametrize(
     "arguments", [(), ("compres",), ("compress",), ("plan",), ("certify", "a", "b"), ("verify",)], ids=" ".join
 )

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pennyweight.errors import InvalidFormat, InvalidPlan, UnknownName
+from pennyweight.errors import InvalidFormat, InvalidMethod, InvalidPlan, UnknownName
+from pennyweight.flow.options import predictor
 from pennyweight.formats import Dense, Grid
 from pennyweight.plan import Option, Plan, Stage, Step, plan_of
 
@@ -128,3 +129,11 @@ def test_plan_of_options_leaves_dense_groups_out() -> None:
     assert plan.steps == {"q": grid, "k": grid}
     assert plan.damage == 0.75
     assert set(plan.notes) == {"q"}
+
+
+def test_plans_rest_on_predictions_of_the_method_or_of_gptq() -> None:
+    assert predictor("round_to_nearest").name == "round_to_nearest"
+    assert predictor("gptq(damping=0.02)").damping == 0.02
+    assert predictor("coordinate_descent").name == "gptq"
+    with pytest.raises(InvalidMethod, match="no integer grids"):
+        predictor("decoupleq")

@@ -36,7 +36,7 @@ from pennyweight.flow.modules.held_out import Batch, Outputs, Read, check_apart,
 from pennyweight.flow.modules.look import Seen, look
 from pennyweight.flow.modules.result import CompressedModule, save_compressed
 from pennyweight.flow.modules.table import tabulate
-from pennyweight.flow.options import BITS, Table
+from pennyweight.flow.options import BITS, Table, predictor
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.versions import versions
 from pennyweight.network.finding.trace import network_of
@@ -104,6 +104,7 @@ def compress_module(
     engine = usual_engine(scope, bound)
     asked = asked_of(budgets, metrics, engine)
     check_dtype(dtype, IN_MEMORY)
+    predictor(method)  # refused here, not after the pass over the data
     check_apart(calibration, held_out)
     if out is not None:
         check_free(Path(out), Path(f"{out}.run"))

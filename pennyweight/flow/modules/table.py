@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from pennyweight import catalogue
 from pennyweight.flow.modules.look import Seen, sites_by_tensor
 from pennyweight.flow.modules.store import dense_bytes, packed_bytes
-from pennyweight.flow.options import SAMPLE, Table, menu
+from pennyweight.flow.options import SAMPLE, Table, menu, predictor
 from pennyweight.flow.progress import Progress
 from pennyweight.formats import Dense, Grid
 from pennyweight.methods.quantization import RoundToNearest
@@ -146,7 +145,7 @@ def _damages(weight: Tensor, seen: Seen, grids: Sequence[Grid], method: str) -> 
     A method predicts squared changes of outputs, E gram Eᵀ. Spread over the inputs as rounding errors are, that is the
     trace of the gram matrix times the squared change of a weight, which the sensitivity of a row is for.
     """
-    quantizer, total = catalogue.find(method, "quantization"), torch.zeros(len(grids), dtype=torch.float64)
+    quantizer, total = predictor(method), torch.zeros(len(grids), dtype=torch.float64)
     parts = [statistics for statistics, _ in seen.statistics("prediction")]
     rows = len(weight) // len(parts)
     for part, statistics in enumerate(parts):
