@@ -5,7 +5,7 @@ and the refitted scales; Xu et al. Alternating Multi-bit Quantization for Recurr
 for the alternation. Without search every basis is the sign of what those before it left, times its mean size: the
 relative squared error on normal weights is .1301 with two bases and .0582 with three. The search alternates: nearest
 codes of all bases together, then scales of least squares. With two bases any symmetric list of four numbers can be
-had, so it ends where Lloyd and Max do, at .1175; with three at .038.
+had, so it ends where Lloyd and Max do, at .1175; with three at .037.
 
 Departs from the sources: what is the best of all rounds is kept, tile by tile.
 

@@ -314,3 +314,13 @@ def test_one_limit_that_fails_closes_the_gate(llama: Path, text: Path, tmp_path:
 def test_two_sizes_are_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(InvalidBudget, match="two limits on the size"):
         compress(tmp_path / "no model", tmp_path / "small", budget=[Budget.fit("1MB"), Budget.fit("2MB")])
+
+
+@pytest.mark.parametrize("method", ["coordinate_descent", "percentile"])
+def test_any_quantizer_of_grids_carries_a_budget_out(method: str, llama: Path, text: Path, tmp_path: Path) -> None:
+    """With predictions of its own or without."""
+    bits = Budget(metric="bits", at_most=5.0, unit="bits per weight")
+    made = compress(llama, tmp_path / "small", budget=bits, calibration=text, settings=world.settings(method=method))
+    steps = {row["actual"].split(" ")[0] for row in record(made, "ledger.json")}
+    assert method in steps
+    assert verify(made.out)
