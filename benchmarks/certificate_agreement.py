@@ -11,7 +11,6 @@ metric the margin is set to three quarters, one and a half and twice the true lo
 """
 
 import argparse
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -68,7 +67,11 @@ def main() -> None:
     states = ReferenceStates(journal, f"states-{windows.fingerprint[:16]}")
     drawn = permutation(len(windows), arguments.seed, "agreement")[: arguments.windows]
     widths = [int(text) for text in arguments.bits.split(",")]
-    rows = kept(widths, arguments)  # of an earlier run with the same settings: a width takes minutes
+    settings = {
+        "seed": arguments.seed, "orders": arguments.orders, "windows": arguments.windows - PILOT,
+        "text": arguments.text.name,
+    }  # fmt: skip
+    rows = machine.kept("certificate_agreement", settings, lambda row: row["bits"] in widths)
     for bits in widths:
         grid = Grid(bits=bits, group_size=32, symmetric=True)
         compressed = rounded(reference, grid)
@@ -98,17 +101,6 @@ def main() -> None:
         }  # fmt: skip
         machine.write("certificate_agreement", value)  # after every width: the passes take minutes
     show(rows)
-
-
-def kept(widths: list[int], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of other widths, if the file that is there was made with the same text, windows, orders and seed."""
-    path = machine.RESULTS / "certificate_agreement.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
-    asked = {"seed": arguments.seed, "orders": arguments.orders, "windows": arguments.windows - PILOT}
-    if any(before.get(key) != value for key, value in asked.items()) or before.get("text") != arguments.text.name:
-        return []
-    facts = {key: before[key] for key in ("commit", "threads") if key in before}
-    return [{**facts, **row} for row in before["rows"] if row["bits"] not in widths]
 
 
 def reaches(name: str, margin: float) -> bool:

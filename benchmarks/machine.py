@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,16 @@ def facts(seed: int) -> dict[str, Any]:
         "versions": versions(),
         "machine": f"{model.split(':')[1].strip()}, {os.cpu_count()} cores, {platform.system()}",
     }
+
+
+def kept(name: str, settings: dict[str, Any], drop: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """Rows of an earlier run with the same settings, without those to `drop`: where a row takes minutes."""
+    path = RESULTS / f"{name}.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    if any(before.get(key) != value for key, value in settings.items()):
+        return []
+    facts = {key: before[key] for key in ("commit", "threads") if key in before}
+    return [{**facts, **row} for row in before["rows"] if not drop(row)]
 
 
 def write(name: str, value: dict[str, Any]) -> Path:

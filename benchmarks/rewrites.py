@@ -14,7 +14,6 @@ Embedding and head stay as they are. Perplexity is that of windows of 256 tokens
 """
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable
@@ -72,7 +71,11 @@ def main() -> None:
     chosen = torch.from_numpy(permutation(len(text), arguments.seed, "rewrites")[: arguments.windows])
     test = text.ids[chosen]
     names = arguments.ways.split(";")
-    rows = kept(names, arguments)
+    settings = {
+        "seed": arguments.seed, "windows": arguments.windows, "tokens": 256,
+        "calibration_windows": arguments.calibration_windows, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    rows = machine.kept("rewrites", settings, lambda row: row["rewrite"] in names)
     for name in names:
         start = time.monotonic()
         rewritten, steps = rewrite(network, WAYS[name], calibration=calibration, seed=arguments.seed)
@@ -82,25 +85,11 @@ def main() -> None:
         rows.append(row | perplexities(rewritten, test, ranges))
         print(row["rewrite"], rows[-1], flush=True)
         value = {
-            **machine.facts(arguments.seed), "model": "SmolLM2-135M-Instruct, channels permuted",
-            "windows": arguments.windows, "tokens": 256, "calibration_windows": arguments.calibration_windows,
-            "threads": torch.get_num_threads(), "rows": rows,
+            **machine.facts(arguments.seed), "model": "SmolLM2-135M-Instruct, channels permuted", **settings,
+            "rows": rows,
         }  # fmt: skip
         machine.write("rewrites", value)
     show(rows)
-
-
-def kept(names: list[str], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of other ways, if the file that is there was made with the same windows, threads and seed."""
-    path = machine.RESULTS / "rewrites.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
-    asked = {
-        "seed": arguments.seed, "windows": arguments.windows, "threads": torch.get_num_threads(),
-        "calibration_windows": arguments.calibration_windows,
-    }  # fmt: skip
-    if any(before.get(key) != value for key, value in asked.items()):
-        return []
-    return [row for row in before["rows"] if row["rewrite"] not in names]
 
 
 def perplexities(network: Network, test: Tensor, ranges: dict[str, float]) -> dict[str, float]:

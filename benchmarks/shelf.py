@@ -10,7 +10,6 @@ rounding alone; the statistics are collected once and shared. Rows of an earlier
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -60,7 +59,7 @@ def main() -> None:
         "calibration_windows": arguments.calibration_windows, "threads": torch.get_num_threads(),
     }  # fmt: skip
     steps = arguments.only.split(";")
-    rows = kept(steps, settings)
+    rows = machine.kept("shelf", settings, lambda row: row["step"] in steps)
     with tempfile.TemporaryDirectory() as work, materialised(network, exact=False, dtype=torch.float32) as model:
         seen = pw.collect(network, calibration, needs=frozenset({"gram"}), work=work)
         statistics = [seen.block(index) for index in range(len(network.blocks))]
@@ -72,14 +71,6 @@ def main() -> None:
             value = {**machine.facts(arguments.seed), "model": "SmolLM2-135M-Instruct, channels permuted", **settings}
             machine.write("shelf", {**value, "rows": rows})  # after each: a row takes minutes
     show(rows)
-
-
-def kept(steps: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
-    path = machine.RESULTS / "shelf.json"
-    value = json.loads(path.read_text()) if path.exists() else {}
-    if any(value.get(key) != wanted for key, wanted in settings.items()):
-        return []
-    return [row for row in value["rows"] if row["step"] not in steps]
 
 
 def measured(

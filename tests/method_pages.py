@@ -50,6 +50,7 @@ def _writes(format: type[Any]) -> str:
 
 def _formats() -> str:
     lines = ["# Formats", "", HEAD.format(where="pennyweight/formats/")]
+    lines += ["Relative squared errors on normal weights are those of `benchmarks/results/grid_error.json`.\n"]
     for kind in sorted(FORMATS, key=lambda kind: kind.name):
         examples = "; ".join(f"`{example.label()}` {_bits(example):.2f}" for example in kind.examples())
         lines += [f"## `{kind.name}`", "", _text(inspect.getmodule(kind)), "", *_parameters(kind)]

@@ -193,22 +193,22 @@ def check_plan(plan: Plan, network: Network, *, model: str | None = None, site: 
                 "only one stage, on a grid or other codes, can be written", expected="such as gptq int4 g64 sym",
                 mend="use one stage; a site without a step stays dense", site=name,
             )  # fmt: skip
-        grid = step.stages[0].format
-        if isinstance(grid, Grid) and grid.scale_dtype != plan.dtype:
+        format = step.stages[0].format
+        if isinstance(format, Grid) and format.scale_dtype != plan.dtype:
             raise InvalidPlan(
-                f"scales in {grid.scale_dtype} in a plan of dtype {plan.dtype}",
+                f"scales in {format.scale_dtype} in a plan of dtype {plan.dtype}",
                 expected="scales in the dtype of the plan", site=name,
                 mend=f"add {plan.dtype} to the step, or change dtype",
             )  # fmt: skip
         try:
-            grid.fields(sites[name].shape)
+            format.fields(sites[name].shape)
         except InvalidFormat as error:
             error.site = name
             raise
-        reason = engine.refuses(sites[name], grid, network)
+        reason = engine.refuses(sites[name], format, network)
         if reason:
             raise InvalidPlan(
-                f"{engine.name} refuses {grid.label()}: {reason}",
+                f"{engine.name} refuses {format.label()}: {reason}",
                 expected="a step that pennyweight inspect lists for this engine",
                 mend="choose another step, or remove this one to keep the site dense", site=name,
             )  # fmt: skip

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pennyweight.errors import InvalidFormat
 from pennyweight.formats.sharing import Sharing
-from pennyweight.numerics.packing import pack_codes, packed_size, unpack_codes
+from pennyweight.numerics.packing import pack_codes, unpack_codes
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Field:
     @property
     def bytes(self) -> int:
         """Packed: `bits`, filled up to a byte."""
-        return -(-self.bits // 8) if self.levels is None else packed_size(self.count, self.levels)
+        return -(-self.bits // 8)
 
 
 class Format(ABC):
@@ -167,6 +167,11 @@ class Scalar(Format):
     @abstractmethod
     def sharing(self) -> Sharing:
         """Which weights share parameters."""
+
+    @property
+    def rows_stand_alone(self) -> bool:
+        """Whether no two rows share a parameter."""
+        return self.sharing.rows_stand_alone
 
     @abstractmethod
     def fit(

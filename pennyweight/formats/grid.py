@@ -66,11 +66,6 @@ class Grid(Scalar):
         """Which weights share a scale."""
         return Sharing(self.rows_shared, self.group_size)
 
-    @property
-    def rows_stand_alone(self) -> bool:
-        """Whether no two rows share a scale."""
-        return self.rows_shared == 1
-
     def label(self) -> str:
         """Such as `int4 g64 asym`; `formats.parse` reads it back."""
         kind = "sym" if self.symmetric else "asym"
@@ -133,18 +128,10 @@ class Grid(Scalar):
         Raises:
             InvalidFormat: the group size does not divide the inputs, or a scale overflows the type it is stored in.
         """
-        tiles = self.sharing.split(weight.float())
-        down, across, size = tiles.shape
-        shared = None
-        if importance is not None:
-            every = importance.float().expand(1 if self.rows_stand_alone else len(weight), -1)
-            shared = self.sharing.split(every)
-        scale, zero = torch.empty(down, across), torch.empty(down, across)
-        step = max(1, CHUNK // (across * size))
-        for start in range(0, down, step):
-            stop = min(start + step, down)
-            part = None if shared is None else shared if self.rows_stand_alone else shared[start:stop]
-            scale[start:stop], zero[start:stop] = self._fit_tiles(tiles[start:stop], search, part)
+        scale = torch.empty(self.sharing.tiles(weight.shape))
+        zero = torch.empty_like(scale)
+        for part, tiles, shared in self.sharing.chunks(weight, importance, CHUNK):
+            scale[part], zero[part] = self._fit_tiles(tiles, search, shared)
         return Scales(self, write_scale(scale, self.scale_dtype), zero.to(torch.uint8))
 
     def _fit_tiles(self, w: Tensor, search: bool, importance: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -57,11 +57,6 @@ class Levels(Scalar):
         """Number of codes."""
         return len(self.values())
 
-    @property
-    def rows_stand_alone(self) -> bool:
-        """Whether no two rows share a scale."""
-        return self.sharing.rows_stand_alone
-
     def fields(self, shape: tuple[int, ...]) -> Sequence[Field]:
         """Codes and scales."""
         scale = Field(
@@ -73,17 +68,9 @@ class Levels(Scalar):
         self, weight: Float[Tensor, "out in"], *, search: bool = True, importance: Float[Tensor, " in"] | None = None
     ) -> LevelScales:
         """Choose scales: see `Scalar.fit`; the search tries shares of each tile's largest weight."""
-        tiles = self.sharing.split(weight.float())
-        shared = None
-        if importance is not None:
-            every = importance.float().expand(1 if self.rows_stand_alone else len(weight), -1)
-            shared = self.sharing.split(every)
-        scale = torch.empty(tiles.shape[:2])
-        step = max(1, CHUNK // tiles[0].numel())
-        for start in range(0, len(tiles), step):
-            stop = min(start + step, len(tiles))
-            part = None if shared is None else shared if self.rows_stand_alone else shared[start:stop]
-            scale[start:stop] = self._fit_tiles(tiles[start:stop], search, part)
+        scale = torch.empty(self.sharing.tiles(weight.shape))
+        for part, tiles, shared in self.sharing.chunks(weight, importance, CHUNK):
+            scale[part] = self._fit_tiles(tiles, search, shared)
         return LevelScales(self, {"scale": write_scale(scale, self.scale_dtype)}, scale)
 
     def _fit_tiles(self, w: Tensor, search: bool, importance: Tensor | None) -> Tensor:

@@ -102,14 +102,9 @@ class ResidualBinary(Tables):
         self, weight: Float[Tensor, "out in"], *, search: bool = True, importance: Float[Tensor, " in"] | None = None
     ) -> TableFit:
         """Choose scales: see `Scalar.fit`."""
-        tiles = self.sharing.split(weight.float())
-        share = None
-        if importance is not None:
-            share = self.sharing.split(importance.float().expand(1 if self.rows_stand_alone else len(weight), -1))
-        scale = torch.empty(*tiles.shape[:2], self.bases)
-        step = max(1, CHUNK // tiles[0].numel())
-        for start in range(0, len(tiles), step):
-            scale[start : start + step] = self._fit_tiles(tiles[start : start + step], search, share)
+        scale = torch.empty(*self.sharing.tiles(weight.shape), self.bases)
+        for part, tiles, share in self.sharing.chunks(weight, importance, CHUNK):
+            scale[part] = self._fit_tiles(tiles, search, share)
         return TableFit(self, {"scale": scale.to(DTYPES[self.scale_dtype])})
 
     def _fit_tiles(self, w: Tensor, search: bool, importance: Tensor | None) -> Tensor:

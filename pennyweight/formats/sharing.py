@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -89,6 +90,18 @@ class Sharing:
         height, width = self.rows or rows, self.columns or columns
         padded = pad(weight, (0, across * width - columns, 0, down * height - rows))
         return padded.reshape(down, height, across, width).transpose(1, 2).reshape(down, across, height * width)
+
+    def chunks(
+        self, weight: Float[Tensor, "out in"], importance: Float[Tensor, " in"] | None, limit: int
+    ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """Some tiles at a time, of about `limit` weights: which, their weights, and the importance of each weight."""
+        tiles, shared = self.split(weight.float()), None
+        if importance is not None:
+            shared = self.split(importance.float().expand(1 if self.rows_stand_alone else len(weight), -1))
+        step = max(1, limit // tiles[0].numel())
+        for start in range(0, len(tiles), step):
+            part = slice(start, start + step)
+            yield part, tiles[part], shared if shared is None or self.rows_stand_alone else shared[part]
 
     def spread(self, values: Float[Tensor, "down across"], shape: tuple[int, ...]) -> Float[Tensor, "out in"]:
         """For every weight the value of its tile."""

@@ -28,11 +28,6 @@ class Tables(Scalar):
     def tables(self, tensors: Mapping[str, Tensor]) -> Float[Tensor, "down across levels"]:
         """For every tile the number of each code, in float32 and any order; tiles are rows, groups, or the tensor."""
 
-    @property
-    def rows_stand_alone(self) -> bool:
-        """Whether no two rows share a table."""
-        return self.sharing.rows_stand_alone
-
     def decode(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Float[Tensor, "out in"]:
         """The table's number of each code, in float32."""
         tables = self.tables(tensors)

@@ -179,8 +179,11 @@ def test_importance_is_minded(format: Scalar) -> None:
     assert float((weighed.square() * importance).sum()) <= float((plain.square() * importance).sum()) * (1 + 1e-5)
 
 
-def test_errors_name_what_does_not_fit() -> None:
-    for format in EXAMPLES:
-        with pytest.raises(InvalidFormat):
-            formats.parse("int4 g36 sym").store(torch.zeros(shape_of(format)))
-        assert format.stored_bits(shape_of(format)) > 0
+@every
+def test_every_example_takes_bits(format: Format) -> None:
+    assert format.stored_bits(shape_of(format)) > 0
+
+
+def test_groups_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(InvalidFormat):
+        formats.parse("int4 g36 sym").store(torch.zeros(ROWS, COLUMNS))

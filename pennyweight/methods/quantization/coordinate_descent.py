@@ -21,10 +21,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Generator, Tensor
 
-from pennyweight.errors import InvalidMethod
 from pennyweight.formats import Columns, Compressed, Fitted, Format, Linear, Scalar
-from pennyweight.methods.quantization.sweep import column_order, sweep
-from pennyweight.numerics.cholesky import LARGEST_DAMPING, damped, inverse_cholesky
+from pennyweight.methods.quantization.sweep import check_sweep, column_order, sweep
+from pennyweight.numerics.cholesky import damped, inverse_cholesky
 from pennyweight.numerics.least_squares import group_steps
 from pennyweight.numerics.linear import linear
 from pennyweight.promises import BetterOnAverage, Deterministic, Promise, RowEquivariant
@@ -55,12 +54,7 @@ class CoordinateDescent:
     chunk: int = 64
 
     def __post_init__(self) -> None:
-        if not 0 < self.damping <= LARGEST_DAMPING or self.chunk < 1 or self.rounds < 0:
-            raise InvalidMethod(
-                f"damping={self.damping!r}, rounds={self.rounds!r}, chunk={self.chunk!r}",
-                expected=f"a damping above 0 and up to {LARGEST_DAMPING:g}, no negative rounds, a chunk of one or more",
-                mend="coordinate_descent(damping=0.01, rounds=4)", site=self.name,
-            )  # fmt: skip
+        check_sweep(self.name, self.damping, self.chunk, self.rounds)
 
     def compress(
         self, weight: Float[Tensor, "out in"], statistics: Statistics, format: Scalar, *, generator: Generator

@@ -3,12 +3,12 @@
 Source: Guo et al. decoupleQ: Towards 2-bit Post-Training Uniform Quantization via Decoupling Parameters into Integer
 and Floating Points. arXiv:2404.12759: first stage. Integers by GPTQ under fixed scales and offsets; then scales and
 offsets of a row by one linear system in float64; four times, and a row changes only where its loss fell.
-Departs from it: the start is the format's own search (from minimum to maximum it starts four times worse); integers
+Departs from it: the start is the format's own search (from minimum to maximum it starts far worse); integers
 are found by GPTQ alone, without projected Adam before it; the paper's second stage trains through the network.
 
 When: one to three bits, where the offset is worth its 16 bits a group. Cost: per round one GPTQ sweep, one product of
-its size and a system of 2 · groups unknowns a row. Known failures: from four bits it gains a per cent or two, which
-GPTQ with a clipping search has already; it leans on the gram matrix more than GPTQ does.
+its size and a system of 2 · groups unknowns a row. Known failures: from four bits on it gains little that
+GPTQ with a clipping search has not already; it leans on the gram matrix more than GPTQ does.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from pennyweight.errors import InvalidMethod
 from pennyweight.formats import Affine, Compressed, Format, Linear
 from pennyweight.methods.quantization.coordinate_descent import refitted, row_losses
-from pennyweight.methods.quantization.sweep import column_order, sweep
-from pennyweight.numerics.cholesky import LARGEST_DAMPING, damped, inverse_cholesky
+from pennyweight.methods.quantization.sweep import check_sweep, column_order, sweep
+from pennyweight.numerics.cholesky import damped, inverse_cholesky
 from pennyweight.promises import BetterOnAverage, Deterministic, Promise, RowEquivariant
 from pennyweight.statistics import Statistics
 
@@ -51,12 +50,7 @@ class DecoupleQ:
     chunk: int = 64
 
     def __post_init__(self) -> None:
-        if not 0 < self.damping <= LARGEST_DAMPING or self.chunk < 1 or self.rounds < 0:
-            raise InvalidMethod(
-                f"damping={self.damping!r}, rounds={self.rounds!r}, chunk={self.chunk!r}",
-                expected=f"a damping above 0 and up to {LARGEST_DAMPING:g}, no negative rounds, a chunk of one or more",
-                mend="decoupleq(damping=0.01, rounds=4)", site=self.name,
-            )  # fmt: skip
+        check_sweep(self.name, self.damping, self.chunk, self.rounds)
 
     def compress(
         self, weight: Float[Tensor, "out in"], statistics: Statistics, format: Affine, *, generator: Generator

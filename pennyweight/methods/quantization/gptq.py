@@ -20,8 +20,8 @@ from torch import Generator, Tensor
 
 from pennyweight.errors import InvalidFormat, InvalidMethod
 from pennyweight.formats import Columns, Compressed, Fitted, Format, Part, Scalar
-from pennyweight.methods.quantization.sweep import ORDERS, column_order, sweep
-from pennyweight.numerics.cholesky import LARGEST_DAMPING, inverse_cholesky
+from pennyweight.methods.quantization.sweep import ORDERS, check_sweep, column_order, sweep
+from pennyweight.numerics.cholesky import inverse_cholesky
 from pennyweight.promises import BetterOnAverage, Deterministic, Promise, RowEquivariant
 from pennyweight.statistics import Statistics
 
@@ -52,12 +52,7 @@ class GPTQ:
     static: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.damping <= LARGEST_DAMPING or self.chunk < 1:
-            raise InvalidMethod(
-                f"damping={self.damping!r}, chunk={self.chunk!r}",
-                expected=f"a damping above 0 and up to {LARGEST_DAMPING:g}, and a chunk of one column or more",
-                mend="gptq(damping=0.01)", site=self.name,
-            )  # fmt: skip
+        check_sweep(self.name, self.damping, self.chunk)
         if self.order not in ORDERS or (self.order == "activity" and not self.static):
             raise InvalidMethod(
                 f"order={self.order!r}, static={self.static!r}",

@@ -11,9 +11,25 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from pennyweight.errors import InvalidMethod
 from pennyweight.formats import Columns
+from pennyweight.numerics.cholesky import LARGEST_DAMPING
 
 ORDERS = ("activity", "groups", "none")
+
+
+def check_sweep(method: str, damping: float, chunk: int, rounds: int = 0) -> None:
+    """See that a sweep can run with these.
+
+    Raises:
+        InvalidMethod: a damping that is none, a chunk without columns, or fewer rounds than none.
+    """
+    if not 0 < damping <= LARGEST_DAMPING or chunk < 1 or rounds < 0:
+        raise InvalidMethod(
+            f"damping={damping!r}, chunk={chunk!r}, rounds={rounds!r}",
+            expected=f"a damping above 0 and up to {LARGEST_DAMPING:g}, a chunk of one or more, no negative rounds",
+            mend=f"{method}(damping=0.01)", site=method,
+        )  # fmt: skip
 
 
 def column_order(gram: Float[Tensor, "in in"], order: str, width: int) -> Int64[Tensor, " in"]:

@@ -24,8 +24,8 @@ from pennyweight.errors import InvalidMethod
 from pennyweight.formats import Compressed, Format, Minifloat
 from pennyweight.formats.levels import LevelScales
 from pennyweight.formats.scale_types import power_of_two, round_scale, write_scale
-from pennyweight.methods.quantization.sweep import column_order, sweep
-from pennyweight.numerics.cholesky import LARGEST_DAMPING, inverse_cholesky
+from pennyweight.methods.quantization.sweep import check_sweep, column_order, sweep
+from pennyweight.numerics.cholesky import inverse_cholesky
 from pennyweight.promises import BetterOnAverage, Deterministic, Promise, RowEquivariant
 from pennyweight.statistics import Statistics
 
@@ -55,10 +55,10 @@ class ZeroQuantFP:
     chunk: int = 64
 
     def __post_init__(self) -> None:
-        if self.constraint not in CONSTRAINTS or not 0 < self.damping <= LARGEST_DAMPING or self.chunk < 1:
+        check_sweep(self.name, self.damping, self.chunk)
+        if self.constraint not in CONSTRAINTS:
             raise InvalidMethod(
-                f"constraint={self.constraint!r}, damping={self.damping!r}, chunk={self.chunk!r}",
-                expected=f"{', '.join(CONSTRAINTS)}; a damping above 0 and up to {LARGEST_DAMPING:g}; chunk >= 1",
+                f"constraint={self.constraint!r}", expected=", ".join(CONSTRAINTS),
                 mend="zeroquant_fp(constraint='m2')", site=self.name,
             )  # fmt: skip
 
