@@ -93,6 +93,7 @@ class Plan:
         model: fingerprint of the model it was made for.
         notes: predicted bytes and damage of each site's group, for people who edit.
         rewrites: changes of basis that the model goes through first, with the plan's seed.
+        recovery: what is trained after the steps, by name, in this order.
     """
 
     steps: Mapping[str, Step]
@@ -105,6 +106,7 @@ class Plan:
     model: str
     notes: Mapping[str, str] = field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
+    recovery: tuple[str, ...] = ()
 
     def formats(self) -> dict[str, Format]:
         """Format of every site that does not stay dense."""
@@ -140,6 +142,7 @@ class Plan:
         head = {
             "engine": self.engine, "dtype": self.dtype, "seed": self.seed, "bytes": self.bytes,
             "damage": self.damage, "model": self.model, **({"rewrites": [*self.rewrites]} if self.rewrites else {}),
+            **({"recovery": [*self.recovery]} if self.recovery else {}),
         }  # fmt: skip
         steps = {
             name: {"step": step.label(), **({"why": self.notes[name]} if name in self.notes else {})}
@@ -167,7 +170,8 @@ class Plan:
                 notes={name: row["why"] for name, row in steps.items() if isinstance(row, dict) and "why" in row},
                 engine=str(head["engine"]), dtype=str(head["dtype"]), seed=int(head["seed"]),
                 bytes=int(head["bytes"]), damage=float(head["damage"]), model=str(head["model"]),
-                rewrites=tuple(map(str, _listed(head.get("rewrites", [])))),
+                rewrites=tuple(map(str, _listed("rewrites", head.get("rewrites", [])))),
+                recovery=tuple(map(str, _listed("recovery", head.get("recovery", [])))),
             )  # fmt: skip
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:  # TOML errors are values
             if isinstance(error, InvalidPlan):
@@ -181,9 +185,9 @@ class Plan:
             ) from error
 
 
-def _listed(value: Any) -> list[Any]:
+def _listed(name: str, value: Any) -> list[Any]:
     if not isinstance(value, list):
-        raise InvalidPlan("rewrites is no list", expected='rewrites = ["untie", "fold_norms"]', mend="mend this line")
+        raise InvalidPlan(f"{name} is no list", expected=f'{name} = ["a_method", "another"]', mend="mend this line")
     return value
 
 

@@ -263,6 +263,9 @@ def _search(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--rewrite", type=names, default=(), metavar="NAMES", help="change the basis first, see the verb rewrite"
     )
+    verb.add_argument(
+        "--recover", type=names, default=(), metavar="NAMES", help="train what is stored: block_wise, end_to_end"
+    )
     verb.add_argument("--allocation", default="integer_program", help="the allocator (%(default)s)")
     verb.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="of everything that stays dense")
     verb.add_argument("--seed", type=int, default=0, help="of every random choice (%(default)s)")

@@ -121,7 +121,7 @@ def plan(arguments: Namespace) -> int:
             network, statistics, budget, engine=settings.engine, dtype=settings.dtype, method=settings.method,
             allocation=settings.allocation, seed=settings.seed, progress=progress,
         )  # fmt: skip
-    made = replace(made, model=model, rewrites=settings.rewrites)
+    made = replace(made, model=model, rewrites=settings.rewrites, recovery=settings.recovery)
     text = made.to_toml()
     if arguments.output:
         Path(arguments.output).write_text(text, encoding="utf-8")
@@ -217,10 +217,13 @@ def _settings(arguments: Namespace) -> Settings:
         "scope": getattr(arguments, "scope", "corpus"), "bound": getattr(arguments, "bound", None),
         "groups": getattr(arguments, "groups", None), "reserve": getattr(arguments, "reserve", False),
         "certification_windows": getattr(arguments, "max_windows", None), "rewrites": arguments.rewrite,
+        "recovery": arguments.recover,
     }  # fmt: skip
     if arguments.threads:
         given["threads"] = arguments.threads
     check_rewrites(arguments.rewrite, calibrated=True)
+    for spec in arguments.recover:
+        catalogue.find(spec, "recovery")
     catalogue.find(arguments.method, "quantization")
     catalogue.find(arguments.allocation, "allocation")
     torch.set_num_threads(given.get("threads", torch.get_num_threads()))

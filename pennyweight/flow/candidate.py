@@ -22,6 +22,7 @@ from pennyweight.flow.journal import Journal
 from pennyweight.flow.load import load
 from pennyweight.flow.measure import ReferenceStates, Scorer
 from pennyweight.flow.progress import Progress
+from pennyweight.flow.recover import recover
 from pennyweight.network.network import Network
 from pennyweight.numerics.hashing import of_value
 from pennyweight.plan import Plan
@@ -72,6 +73,7 @@ def build(
     metrics: Sequence[Any],
     progress: Progress,
     network: Network | None = None,
+    calibration: Windows | None = None,
 ) -> Candidate:
     """Apply, write, re-read and score one plan; whatever of it is in the journal already is not done again.
 
@@ -85,6 +87,7 @@ def build(
         metrics: to score.
         progress: told about every stage.
         network: what is compressed, where the reference was rewritten first.
+        calibration: text that recovery learns from; needed where the plan asks for it.
 
     Raises:
         VerificationFailed: the written files do not hold what was computed.
@@ -93,6 +96,9 @@ def build(
     directory = journal.directory / "candidates" / key
     if not journal.has(f"candidates/{key}.json"):
         applied = apply(plan, network, collected, journal, progress=progress)
+        if plan.recovery:
+            assert calibration is not None
+            applied = recover(applied, collected, calibration, progress=progress)
         with progress.stage("writing", len(network.source.tensors)) as advance:
             directory.mkdir(parents=True, exist_ok=True)
             accounting = write(

@@ -26,6 +26,7 @@ from pennyweight.flow.load import check_weights, load
 from pennyweight.flow.make_plan import check_dtype, check_model, check_plan, usual_dtype
 from pennyweight.flow.options import outline, predictor
 from pennyweight.flow.progress import QUIET, Progress
+from pennyweight.flow.recover import check_recovery
 from pennyweight.flow.rewrite import check_rewrites, rewrite
 from pennyweight.flow.settings import Settings
 from pennyweight.flow.text import texts
@@ -83,6 +84,7 @@ def compress(
     if plan is not None:
         settings = _settings_of(plan, settings)
     check_rewrites(settings.rewrites, calibrated=True)
+    check_recovery(settings.recovery, reference, {})
     if plan is not None:
         check_model(plan, reference.source.fingerprint)
     else:
@@ -143,7 +145,9 @@ def _settings_of(plan: Plan, settings: Settings) -> Settings:
             expected=f"a plan for {', '.join(settings.rewrites)}",
             mend="leave out --rewrite: the plan says what comes first", site="--rewrite",
         )  # fmt: skip
-    return replace(settings, engine=plan.engine, dtype=plan.dtype, seed=plan.seed, rewrites=plan.rewrites)
+    return replace(
+        settings, engine=plan.engine, dtype=plan.dtype, seed=plan.seed, rewrites=plan.rewrites, recovery=plan.recovery
+    )
 
 
 def _check_possible(
@@ -152,6 +156,7 @@ def _check_possible(
     """Refuse a plan that does not fit the network, and a size that no plan has: sizes are known beforehand."""
     if plan is not None:
         check_plan(plan, network, model=reference.source.fingerprint)
+        check_recovery(plan.recovery, network, plan.formats())
     elif limit is not None:
         assert settings.dtype is not None
         table = outline(network, find(settings.engine), dtype=settings.dtype)

@@ -114,6 +114,7 @@ class Job:
             text_metrics(self.asked),
             self.progress,
             self.network,
+            self.words.calibration,
         )
 
     def scores(self, candidate: Candidate) -> dict[str, Pilot]:
@@ -238,5 +239,5 @@ def planner_of(network: Network, settings: Settings, table: Table, *, model: Net
     return Planner(
         network=network, table=table, engine=find(settings.engine), dtype=settings.dtype,
         seed=settings.seed, allocation=settings.allocation, beside=beside, model=model.source.fingerprint,
-        rewrites=settings.rewrites,
+        rewrites=settings.rewrites, recovery=settings.recovery,
     )  # fmt: skip

@@ -33,6 +33,7 @@ class Planner:
         beside: bytes of tokenizer and other files that are copied along.
         model: fingerprint of the model that the user has, where the network is a rewrite of it.
         rewrites: that led from there to the network.
+        recovery: what is trained afterwards.
     """
 
     network: Network
@@ -44,6 +45,7 @@ class Planner:
     beside: int = 0
     model: str = ""
     rewrites: tuple[str, ...] = ()
+    recovery: tuple[str, ...] = ()
 
     def within_damage(self, damage: float) -> Plan:
         """The smallest plan whose predicted KL is at most `damage`, nats per token."""
@@ -126,6 +128,7 @@ class Planner:
             choices, kept=kept, engine=self.engine.name, dtype=self.dtype, seed=self.seed,
             bytes=self.table.fixed_bytes + sum(option.bytes for option in choices),
             model=self.model or self.network.source.fingerprint, rewrites=self.rewrites,
+            recovery=self.recovery,
         )  # fmt: skip
 
 

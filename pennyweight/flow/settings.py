@@ -28,6 +28,7 @@ class Settings:
         method: the quantizer.
         dtype: of everything dense; None takes the model's own 16-bit type, or float16.
         rewrites: changes of basis that the model goes through first, by name, in this order.
+        recovery: what is trained after every tensor is stored, by name, in this order.
         threads: of the arithmetic; results are the same only for the same number.
     """
 
@@ -47,4 +48,5 @@ class Settings:
     method: str = "gptq"
     dtype: str | None = None
     rewrites: tuple[str, ...] = ()
+    recovery: tuple[str, ...] = ()
     threads: int = field(default_factory=torch.get_num_threads)

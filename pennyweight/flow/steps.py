@@ -22,7 +22,7 @@ import torch
 
 from pennyweight.budget import Budget, Certificate, Measurement, Opening
 from pennyweight.corpus import Windows, cut, describe_source, read_documents, require_windows
-from pennyweight.errors import InvalidOutput
+from pennyweight.errors import InvalidOutput, InvalidPlan
 from pennyweight.export import write
 from pennyweight.export.engines import find
 from pennyweight.flow import collect as collecting
@@ -36,6 +36,7 @@ from pennyweight.flow.load import load
 from pennyweight.flow.make_plan import Planner, check_dtype, check_plan, usual_dtype
 from pennyweight.flow.options import tabulate
 from pennyweight.flow.progress import QUIET, Progress
+from pennyweight.flow.recover import recover
 from pennyweight.flow.text import some
 from pennyweight.methods.certification import certify as judge
 from pennyweight.methods.certification import combine
@@ -138,9 +139,18 @@ def make_plan(
 
 
 def apply(
-    plan: Plan, network: Network, statistics: Collected, *, out: str | Path, progress: Progress = QUIET
-) -> Network:
+    plan: Plan, network: Network, statistics: Collected, *, out: str | Path, calibration: Windows | None = None,
+    progress: Progress = QUIET,
+) -> Network:  # fmt: skip
     """Carry a plan out and write the files an engine loads; nothing is certified.
+
+    Args:
+        plan: the recipe.
+        network: the reference.
+        statistics: of its edges.
+        out: directory to make.
+        calibration: text that recovery learns from, where the plan asks for it.
+        progress: told about every stage.
 
     Returns:
         The compressed network, read from the files.
@@ -154,7 +164,14 @@ def apply(
     if out.exists() and any(out.iterdir()):
         raise InvalidOutput("the directory is not empty", expected="a new one", mend="choose another", site=str(out))
     journal: Journal = statistics.journal
+    if plan.recovery and calibration is None:
+        raise InvalidPlan(
+            f"the plan trains afterwards ({', '.join(plan.recovery)}) and there is no text for it",
+            expected="calibration windows", mend="apply(plan, ..., calibration=pw.sample('train.txt', network))",
+        )  # fmt: skip
     applied = carry_out(plan, network, statistics, journal, progress=progress)
+    if calibration is not None:
+        applied = recover(applied, statistics, calibration, progress=progress)
     out.mkdir(parents=True, exist_ok=True)
     write(network, plan.grids(), applied.compressed, out, dtype=plan.dtype).reconcile()
     return load(out)

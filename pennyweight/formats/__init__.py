@@ -6,7 +6,7 @@ from pennyweight.errors import UnknownName
 from pennyweight.formats.affine import Affine
 from pennyweight.formats.binary import Binary
 from pennyweight.formats.dense import Dense
-from pennyweight.formats.format import Columns, Compressed, Field, Fitted, Format, Linear, Part, Scalar
+from pennyweight.formats.format import Columns, Compressed, Field, Fitted, Format, Linear, Part, Refittable, Scalar
 from pennyweight.formats.gguf import Legacy
 from pennyweight.formats.grid import Grid, Scales
 from pennyweight.formats.logarithmic import Logarithmic
@@ -57,6 +57,7 @@ def parse(label: str) -> Format:
 
 __all__ = [
     "FORMATS", "NVFP4", "Affine", "Columns", "Compressed", "Dense", "Field", "Fitted", "Format", "Grid",
-    "Linear", "Logarithmic", "Microscaling", "Minifloat", "Part", "Progressive", "Scalar", "Scales", "Sharing",
+    "Linear", "Logarithmic", "Microscaling", "Minifloat", "Part", "Progressive", "Refittable", "Scalar",
+    "Scales", "Sharing",
     "TwoShifts", "parse",
 ]  # fmt: skip

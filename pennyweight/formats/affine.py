@@ -111,6 +111,10 @@ class Affine(Scalar):
             scale[start:stop], offset[start:stop] = self._fit_groups(tiles[start:stop], search, shared)
         return AffineScales(self, scale.to(DTYPES[self.scale_dtype]), offset.to(DTYPES[self.scale_dtype]))
 
+    def fitted(self, tensors: Mapping[str, Tensor]) -> AffineScales:
+        """The scales and offsets among what is stored: see `Refittable`."""
+        return AffineScales(self, tensors["scale"], tensors["offset"])
+
     def _fit_groups(self, w: Tensor, search: bool, importance: Tensor) -> tuple[Tensor, Tensor]:
         top = self.levels - 1
         low, high = w.amin(-1), w.amax(-1)

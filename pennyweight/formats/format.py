@@ -238,6 +238,24 @@ class Linear(Fitted, Protocol):
         ...
 
 
+@runtime_checkable
+class Refittable(Protocol):
+    """A scalar format whose values are linear in its parameters, and which finds them in what it stored."""
+
+    @property
+    def sharing(self) -> Sharing:
+        """Which weights share parameters."""
+        ...
+
+    def fitted(self, tensors: Mapping[str, Tensor]) -> Linear:
+        """The parameters among what is stored: the inverse of `Fitted.part`."""
+        ...
+
+    def decode(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Float[Tensor, ...]:
+        """See `Format.decode`."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
     """One summand: a format and the tensors it stores."""

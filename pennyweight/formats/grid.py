@@ -178,6 +178,12 @@ class Grid(Scalar):
     def _stored(self, scale: Tensor) -> Tensor:
         return round_scale(scale, self.scale_dtype)
 
+    def fitted(self, tensors: Mapping[str, Tensor]) -> Scales:
+        """The scales and zero points among what is stored: see `Refittable`."""
+        scale = tensors["scale"]
+        zero = torch.full(scale.shape, self.levels // 2, dtype=torch.uint8)
+        return Scales(self, scale, zero if self.symmetric else tensors["zero_point"])
+
     def decode(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Float[Tensor, "out in"]:
         """(codes − zero_point) · scale in float32."""
         scale = read_scale(tensors["scale"], self.scale_dtype)

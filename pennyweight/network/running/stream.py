@@ -8,7 +8,7 @@ embeddings, soft caps and whatever a family does around its blocks need no code 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from pennyweight.errors import InvalidModel
 from pennyweight.network.finding.trace import skeleton
@@ -107,6 +108,22 @@ class Stream:
                 return result
 
             yield run
+
+    def replaced(self, index: int, hidden: Hidden, weights: Mapping[str, Tensor]) -> Hidden:
+        """Run a block that is in memory with other weights in place of some; gradients flow to them.
+
+        Args:
+            index: of the block.
+            hidden: what goes in; `beginning` must have run on ids of the same shape.
+            weights: by the name of the parameter; those of other blocks are not looked at.
+        """
+        block = self.network.blocks[index]
+        own = {name: weights[name] for name in block.parameters if name in weights}
+        local = {name.removeprefix(f"{block.name}."): weight for name, weight in own.items()}
+        args, kwargs = self._calls[tuple(hidden.shape[:2])][index]
+        output = functional_call(self._model.get_submodule(block.name), local, (hidden, *args), kwargs)
+        result: Tensor = output[0] if isinstance(output, tuple) else output
+        return result
 
     @contextmanager
     def end(self) -> Iterator[Callable[[Float[Tensor, "tokens size"]], Float[Tensor, "tokens vocabulary"]]]:

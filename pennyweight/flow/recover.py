@@ -1,0 +1,228 @@
+"""Train what a plan stored: hand the methods of recovery their pieces of the network, and keep what they give back.
+
+What a method returns is one piece of the journal a site, named by everything it follows from. A block that is trained
+is finished by itself; training of the whole network starts again when it is interrupted, and all before it is kept.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pennyweight import catalogue
+from pennyweight.corpus import Windows
+from pennyweight.errors import InvalidFormat, InvalidMethod, InvalidText
+from pennyweight.flow.apply import Applied, Row, squares
+from pennyweight.flow.collect import Collected
+from pennyweight.flow.progress import QUIET, Progress
+from pennyweight.formats import Compressed, Format, Part, Refittable
+from pennyweight.network.network import Network, Site
+from pennyweight.network.running.stream import Stream
+from pennyweight.numerics.hashing import of_value
+from pennyweight.numerics.memory import release
+from pennyweight.numerics.random import derived_seed
+from pennyweight.piece import Piece
+
+BATCH_TOKENS = 1024
+BATCHES = 8  # at least, where there are as many windows
+HELD_OUT = 0.0625  # share of the batches
+BYTES_A_WEIGHT = 24  # weight, hidden weight, its gradient and two averages, and the rounded weight, in float32
+
+
+def check_recovery(specs: Sequence[str], network: Network, formats: Mapping[str, Format]) -> None:
+    """See that every method of recovery can do what is asked of it, before any work.
+
+    Args:
+        specs: the methods, by name.
+        network: what is compressed.
+        formats: of every site, where they are known.
+
+    Raises:
+        UnknownName: no method of recovery has this name.
+        InvalidFormat: a step stores in a format whose parameters cannot be learnt.
+        InvalidMethod: the network does not fit into memory as often as the method needs it.
+    """
+    for spec in specs:
+        method = catalogue.find(spec, "recovery")
+        for site, format in formats.items():
+            if not isinstance(format, Refittable):
+                raise InvalidFormat(
+                    f"{method.name} cannot learn the parameters of {format.label()}",
+                    expected="integer grids, or affine codes", mend="choose such a format, or no recovery", site=site,
+                )  # fmt: skip
+        needed = BYTES_A_WEIGHT * sum(site.elements for site in network.sites if site.block is not None)
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if method.unit == "network" and needed > there:
+            raise InvalidMethod(
+                f"{method.name} needs {needed / 1e9:.0f} GB here, and this machine has {there / 1e9:.0f} GB",
+                expected="a network that fits into memory six times over", mend="--recover block_wise", site=spec,
+            )  # fmt: skip
+
+
+def recover(applied: Applied, collected: Collected, calibration: Windows, *, progress: Progress = QUIET) -> Applied:
+    """Everything the plan's methods of recovery make of what was applied, one after the other.
+
+    Args:
+        applied: codes of every site.
+        collected: statistics, for the ledger's errors.
+        calibration: text; its last windows are held out from training, and decide whether it is kept.
+        progress: told about every step.
+
+    Raises:
+        InvalidFormat: a step stores in a format whose parameters cannot be learnt.
+        InvalidMethod: the network does not fit into memory as often as a method needs it.
+        InvalidText: a single window.
+    """
+    check_recovery(applied.plan.recovery, applied.network, applied.plan.formats())
+    for count in range(1, len(applied.plan.recovery) + 1):
+        specs = applied.plan.recovery[:count]
+        run = Recovery(applied, collected, calibration, specs, progress)
+        applied = run.network() if catalogue.find(specs[-1], "recovery").unit == "network" else run.blocks()
+        release()
+    return applied
+
+
+@dataclass(eq=False)
+class Recovery:
+    """One method of recovery on one network.
+
+    Args:
+        applied: what it starts from.
+        collected: statistics.
+        calibration: text.
+        specs: this method, after all that went before it.
+        progress: told about every step.
+    """
+
+    applied: Applied
+    collected: Collected
+    calibration: Windows
+    specs: Sequence[str]
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        network = self.applied.network
+        self.method = catalogue.find(self.specs[-1], "recovery")
+        self.stream = Stream(network, dtype=torch.float32)
+        count, length = self.calibration.ids.shape
+        self.ids = torch.split(self.calibration.ids, max(1, min(BATCH_TOKENS // length, count // BATCHES)))
+        if len(self.ids) > 1 and len(self.ids[-1]) < len(self.ids[0]):
+            self.ids = self.ids[:-1]  # one shape for all
+        if len(self.ids) < 2:
+            raise InvalidText(
+                f"{count} window of text to learn from", expected="at least two: one is held out",
+                mend="more text, or --calibration-windows 64", site="calibration",
+            )  # fmt: skip
+        self.sites = [site for site in network.sites if site.name in self.applied.keys]
+        self.key = of_value([self.applied.plan.to_toml(), self.calibration.fingerprint, list(self.specs)])[:16]
+
+    @property
+    def held_out(self) -> int:
+        """Batches that are only measured."""
+        return max(1, round(HELD_OUT * len(self.ids)))
+
+    def network(self) -> Applied:
+        """Train the whole network."""
+        if not all(self.applied.journal.has(self._key(site)) for site in self.sites):
+            with self.progress.stage("recovering end to end", self.method.steps) as advance, ExitStack() as stack:
+                target = torch.split(self.stream.forward(torch.cat(list(self.ids))), len(self.ids[0]))
+                begin = stack.enter_context(self.stream.beginning())
+                logits = stack.enter_context(self.stream.end())
+                for index in range(len(self.applied.network.blocks)):
+                    stack.enter_context(self.stream.block(index))
+
+                def run(weights: Mapping[str, Tensor], batch: int) -> Tensor:
+                    with torch.no_grad():
+                        hidden = begin(self.ids[batch])
+                    with lower():
+                        for index in range(len(self.applied.network.blocks)):
+                            hidden = self.stream.replaced(index, hidden, weights)
+                    return hidden
+
+                def finish(hidden: Tensor) -> Tensor:
+                    with lower():
+                        return logits(hidden)
+
+                piece = Piece(len(self.ids), self.held_out, run, lambda batch: target[batch], finish)
+                self._train(piece, self.sites, "network", advance)
+        return self._applied(self.sites)
+
+    def blocks(self) -> Applied:
+        """Train block after block, each on what the blocks before it now give."""
+        blocks = self.applied.network.blocks
+        done = 0
+        while done < len(blocks) and all(self.applied.journal.has(self._key(site)) for site in self._sites(done)):
+            done += 1
+        if done < len(blocks):
+            with self.progress.stage("recovering block by block", len(blocks)) as advance, torch.no_grad():
+                with self.stream.beginning() as begin:
+                    before = [begin(ids) for ids in self.ids]
+                after = [hidden.clone() for hidden in before]
+                for index in range(len(blocks)):
+                    with self.stream.block(index) as run:
+                        before, given = [run(hidden) for hidden in before], after
+                        if index >= done:
+                            piece = self._block(index, given, before)
+                            self._train(piece, self._sites(index), blocks[index].name, nothing)
+                        stored = {site.parameter: self._stored(site) for site in self._sites(index)}
+                        after = [self.stream.replaced(index, hidden, stored) for hidden in given]
+                    release()
+                    advance()
+        return self._applied(self.sites)
+
+    def _block(self, index: int, given: Sequence[Tensor], meant: Sequence[Tensor]) -> Piece:
+        def run(weights: Mapping[str, Tensor], batch: int) -> Tensor:
+            with lower():
+                return self.stream.replaced(index, given[batch], weights)
+
+        return Piece(len(self.ids), self.held_out, run, lambda batch: meant[batch])
+
+    def _train(self, piece: Piece, sites: Sequence[Site], name: str, advance: Callable[[], None]) -> None:
+        network, journal = self.applied.network, self.applied.journal
+        parts = {site.parameter: self.applied.compressed(site).parts[0] for site in sites}
+        weights = {site.parameter: network.source.read(network.stored_name(site.parameter)) for site in sites}
+        seed = derived_seed(self.applied.plan.seed, name, *self.specs)
+        found, record = self.method.recover(piece, parts, weights, seed=seed, advance=advance)
+        rows = {row.site: row for row in self.applied.ledger()}
+        for site in sites:
+            part = found[site.parameter]
+            row = self._row(rows[site.name], site, part, weights[site.parameter], bool(record["kept"]))
+            journal.save_tensors(self._key(site), dict(part.tensors), {site.name: asdict(row)})
+        journal.save(f"recovered/{self.key}-{of_value(name)[:8]}.json", record)
+
+    def _row(self, row: Row, site: Site, part: Part, weight: Tensor, kept: bool) -> Row:
+        if not kept:
+            return replace(row, reason=f"{self.method.name} gained nothing on text it had not seen")
+        assert site.block is not None
+        gram = self.collected.block(site.block)[site.reads].require_gram()
+        result = Compressed((part,), site.shape)
+        changed, whole = squares(result, weight.float(), gram, 0, site.shape[0])
+        return replace(row, actual=f"{row.actual}, {self.method.name}", error=changed / max(whole, 1e-30))
+
+    def _sites(self, index: int) -> list[Site]:
+        return [site for site in self.sites if site.block == index]
+
+    def _key(self, site: Site) -> str:
+        return f"recovered/{self.key}/{of_value(site.name)[:16]}.safetensors"
+
+    def _stored(self, site: Site) -> Tensor:
+        return self._applied([site]).compressed(site).dequantize()
+
+    def _applied(self, sites: Sequence[Site]) -> Applied:
+        keys = {site.name: (self._key(site), 0, site.shape[0], site.shape[0]) for site in sites}
+        return replace(self.applied, keys={**self.applied.keys, **keys})
+
+
+def nothing() -> None:
+    """For a method that nobody watches step by step."""
+
+
+def lower() -> Any:
+    """Products in bfloat16 while training: what is stored is measured in float32 all the same."""
+    return torch.autocast("cpu", dtype=torch.bfloat16)

@@ -1,0 +1,11 @@
+"""What is trained after codes are chosen: `recover(piece, parts, weights, *, seed, advance) -> (parts, record)`."""
+
+from pennyweight.methods.recovery.block_wise import BlockWise
+from pennyweight.methods.recovery.end_to_end import EndToEnd
+
+METHODS = (
+    BlockWise,
+    EndToEnd,
+)
+
+__all__ = ["METHODS", "BlockWise", "EndToEnd"]

@@ -1,0 +1,31 @@
+"""A part of a network that a recovery method trains: what goes in, what should come out, nothing of how it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A block, or everything from the first block to the last, with batches of calibration text.
+
+    Args:
+        batches: number of them.
+        held_out: the last batches, which are only measured.
+        run: weights by parameter, and the number of a batch -> hidden states `[windows, length, size]` of the
+            compressed network; gradients flow to the weights.
+        target: number of a batch -> what the reference has in the same place.
+        logits: hidden states of single tokens `[tokens, size]` -> logits; None for a piece that is not the whole.
+    """
+
+    batches: int
+    held_out: int
+    run: Callable[[Weights, int], Float[Tensor, "windows length size"]]
+    target: Callable[[int], Float[Tensor, "windows length size"]]
+    logits: Callable[[Float[Tensor, "tokens size"]], Float[Tensor, "tokens vocabulary"]] | None = None
