@@ -9,6 +9,7 @@ from pennyweight.formats.dense import Dense
 from pennyweight.formats.format import Columns, Compressed, Field, Fitted, Format, Linear, Part, Scalar
 from pennyweight.formats.gguf import Legacy
 from pennyweight.formats.grid import Grid, Scales
+from pennyweight.formats.k_means import KMeans
 from pennyweight.formats.logarithmic import Logarithmic
 from pennyweight.formats.microscaling import Microscaling
 from pennyweight.formats.minifloat import Minifloat
@@ -25,6 +26,7 @@ FORMATS: tuple[type[Format], ...] = (
     Binary,
     Dense,
     Grid,
+    KMeans,
     Legacy,
     Logarithmic,
     Microscaling,
@@ -57,6 +59,6 @@ def parse(label: str) -> Format:
 
 __all__ = [
     "FORMATS", "NVFP4", "Affine", "Columns", "Compressed", "Dense", "Field", "Fitted", "Format", "Grid",
-    "Linear", "Logarithmic", "Microscaling", "Minifloat", "Part", "Progressive", "Scalar", "Scales", "Sharing",
-    "TwoShifts", "parse",
+    "KMeans", "Linear", "Logarithmic", "Microscaling", "Minifloat", "Part", "Progressive", "Scalar", "Scales",
+    "Sharing", "TwoShifts", "parse",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from pennyweight.methods.quantization.adaquant import AdaQuant
 from pennyweight.methods.quantization.awq_clip import AWQClip
 from pennyweight.methods.quantization.coordinate_descent import CoordinateDescent
 from pennyweight.methods.quantization.decoupleq import DecoupleQ
+from pennyweight.methods.quantization.equal_error import EqualError
 from pennyweight.methods.quantization.gptq import GPTQ
 from pennyweight.methods.quantization.hqq import HQQ
 from pennyweight.methods.quantization.percentile import Percentile
@@ -15,6 +16,7 @@ METHODS = (
     AWQClip,
     CoordinateDescent,
     DecoupleQ,
+    EqualError,
     GPTQ,
     HQQ,
     Percentile,
@@ -30,6 +32,7 @@ __all__ = [
     "AdaQuant",
     "CoordinateDescent",
     "DecoupleQ",
+    "EqualError",
     "Percentile",
     "RoundToNearest",
     "ZeroQuantFP",
