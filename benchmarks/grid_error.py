@@ -13,6 +13,7 @@ LABELS = (
     "int4 g128 progressive", "nf4 g64", "nf4 row", "log2 5bit row", "log-sqrt2 5bit row", "rf8 row",
     "ternary row", "binary row", "binary2 row", "binary3 row",
     *(f"kmeans{bits} {shared}" for bits in (1, 2, 3, 4) for shared in ("row", "tensor")),
+    "vector2 16 row", "vector2 64 row", "vector4 16 row", "vector4 256 row", "vector4 256 g64",
     "q4_0", "q4_1", "q5_0", "q5_1", "q8_0",
 )  # fmt: skip
 

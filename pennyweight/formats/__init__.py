@@ -20,6 +20,7 @@ from pennyweight.formats.residual_binary import ResidualBinary
 from pennyweight.formats.sharing import Sharing
 from pennyweight.formats.ternary import Ternary
 from pennyweight.formats.two_shifts import TwoShifts
+from pennyweight.formats.vectors import VectorFit, Vectors
 
 FORMATS: tuple[type[Format], ...] = (
     Affine,
@@ -37,6 +38,7 @@ FORMATS: tuple[type[Format], ...] = (
     ResidualBinary,
     Ternary,
     TwoShifts,
+    Vectors,
 )
 
 
@@ -60,5 +62,5 @@ def parse(label: str) -> Format:
 __all__ = [
     "FORMATS", "NVFP4", "Affine", "Columns", "Compressed", "Dense", "Field", "Fitted", "Format", "Grid",
     "KMeans", "Linear", "Logarithmic", "Microscaling", "Minifloat", "Part", "Progressive", "Scalar", "Scales",
-    "Sharing", "TwoShifts", "parse",
+    "Sharing", "TwoShifts", "VectorFit", "Vectors", "parse",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Learned tables: bounds of theory on normal data, optima by brute force, sizes by hand."""
+"""Learned tables and vectors: bounds of theory on normal data, optima by brute force, sizes by hand."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from reference.layers import correlated_gram, heavy_weight
 
 from pennyweight import formats
 from pennyweight.errors import InvalidFormat
-from pennyweight.formats import Compressed, Format, KMeans
-from pennyweight.methods.quantization import CoordinateDescent, EqualError
+from pennyweight.formats import Compressed, Format, KMeans, Vectors
+from pennyweight.methods.quantization import GPTQ, GPTVQ, CoordinateDescent, EqualError, RoundToNearest
+from pennyweight.methods.quantization.gptvq import values, vector_descend, vector_order, vector_sweep
+from pennyweight.numerics.cholesky import damped, inverse_cholesky
 from pennyweight.numerics.partitions import equal_errors, lines, settled
 from pennyweight.numerics.random import stream
+from pennyweight.numerics.vectors import nearest, nearest_scaled
 from pennyweight.statistics import Statistics
 
 
@@ -146,3 +149,112 @@ def test_coordinate_descent_refits_tables() -> None:
     moved, codes = (run(CoordinateDescent(refit=refit), w, gram, "kmeans3 row") for refit in (True, False))
     assert loss(moved, w, gram) < 0.95 * loss(codes, w, gram)
     assert moved.parts[0].tensors["table"].dtype == torch.float16
+
+
+# Vectors
+
+
+def test_the_nearest_vector_is_found() -> None:
+    x, codebook, mass = normal(500, 4), normal(32, 4, seed=1), normal(500, 4, seed=2).exp()
+    apart = (x[:, None] - codebook).square()
+    assert torch.equal(nearest(x, mass, codebook), (apart * mass[:, None]).sum(-1).argmin(1))
+    scale = torch.linspace(0.1, 2, 500)
+    away = (x[:, None] - scale[:, None, None] * codebook).square().sum(-1)
+    assert torch.equal(nearest_scaled(x, scale, codebook), away.argmin(1))
+
+
+@pytest.mark.parametrize(
+    ("label", "rate", "most"),
+    [("vector2 16 row", 2, 0.94 * 0.1175), ("vector2 64 row", 3, 0.92 * 0.0345), ("vector4 256 row", 2, 0.86 * 0.1175),
+     ("vector4 16 row", 1, 0.95 * 0.3634)],
+)  # fmt: skip
+def test_vectors_lie_between_the_best_numbers_and_the_bound_of_shannon(label: str, rate: int, most: float) -> None:
+    """On normal weights 4^-rate is the least of any code, and each factor is over the best single numbers."""
+    assert 4.0**-rate < error(label, normal(512, 1024)) < most
+
+
+def test_importance_moves_codes_and_codebook() -> None:
+    w, mass = normal(64, 64), torch.tensor([100.0, 1.0]).repeat(32)
+    format = formats.parse("vector2 16 row")
+    parts = [format.store(w, importance=importance) for importance in (mass, None)]
+    weighed, plain = (((format.decode(part.tensors, (64, 64)) - w).square() * mass).sum() for part in parts)
+    assert weighed < 0.6 * plain
+
+
+def test_vectors_are_counted_to_the_bit() -> None:
+    assert formats.parse("vector4 256 g64").stored_bits((10, 128)) == 10 * (32 * 8 + 2 * 16) + 256 * 4 * 16
+    assert formats.parse("vector2 64 row float32").stored_bits((10, 128)) == 10 * (64 * 6 + 32) + 64 * 2 * 32
+    with pytest.raises(InvalidFormat, match="98 inputs do not split into vectors of 4"):
+        formats.parse("vector4 16 row").store(torch.zeros(4, 98))
+    with pytest.raises(InvalidFormat, match="30 inputs do not split"):
+        formats.parse("vector4 16 g30")
+
+
+def vector_layer(rows: int = 32, columns: int = 96, label: str = "vector4 32 g48 float32") -> tuple[Any, ...]:
+    w, gram = heavy_weight(rows, columns, 3), correlated_gram(columns, 4)
+    format = formats.parse(label)
+    assert isinstance(format, Vectors)
+    order = vector_order(gram, format.width)
+    factor = inverse_cholesky(gram, 0.01, order)
+    return w, gram, damped(gram, factor.damping), order, factor.upper, format.fit(w, importance=gram.diagonal())
+
+
+def test_the_losses_of_blocks_add_up_to_the_loss() -> None:
+    """The identity the sweep rests on: Σ |B⁻ᵀ E|² over blocks, each with the errors before it absorbed, is the whole
+    quadratic form; it fails if any error is passed on wrongly, whatever the codes."""
+    w, _, metric, order, upper, fitted = vector_layer()
+    for chunk in (4, 32, 96):
+        codes, lost = vector_sweep(w, upper, order, fitted, chunk)
+        change = (values(fitted, codes) - w).double()
+        torch.testing.assert_close(lost.double(), (change @ metric.double() * change).sum(1), rtol=1e-4, atol=0)
+
+
+def test_a_round_leaves_no_better_vector_for_the_last_it_chose() -> None:
+    w, _, metric, order, upper, fitted = vector_layer()
+    codes = vector_sweep(w, upper, order, fitted, 32)[0]
+    new = vector_descend(codes, w, metric, fitted, 32)
+    least = quadratic(fitted, new, w, metric)
+    assert least.sum() < quadratic(fitted, codes, w, metric).sum()
+    for other in range(fitted.format.levels):
+        trial = new.clone()
+        trial[:, -1] = other  # the last of the round; all others have not moved since
+        assert (least <= quadratic(fitted, trial, w, metric) * (1 + 1e-5)).all()
+
+
+def quadratic(fitted: Any, codes: torch.Tensor, w: torch.Tensor, metric: torch.Tensor) -> torch.Tensor:
+    change = (values(fitted, codes) - w).double()
+    return (change @ metric.double() * change).sum(1)
+
+
+def test_the_codebook_refit_is_that_of_least_squares() -> None:
+    """Against a dense solve: vec(E) is linear in the codebook, so its best is a linear system of 32 · 4 unknowns."""
+    w, _, metric, order, upper, fitted = vector_layer()
+    codes = vector_sweep(w, upper, order, fitted, 32)[0]
+    found = GPTVQ(steps=200)._codebook(fitted, codes, w, metric)
+    spread = fitted.format.sharing.spread(fitted.scale, w.shape).double()
+    places = torch.nn.functional.one_hot(codes.long(), 32).double()  # [out, vectors, count]
+    design = torch.einsum("rvk,de->rvdke", places, torch.eye(4, dtype=torch.float64)).reshape(*w.shape, 32 * 4)
+    design = design * spread[..., None]
+    root = torch.linalg.cholesky(metric.double())
+    white = torch.einsum("rik,ij->rjk", design, root).reshape(-1, 32 * 4)
+    best = torch.linalg.lstsq(white, (w.double() @ root).reshape(-1, 1)).solution.reshape(32, 4)
+    used = codes.long().flatten().bincount(minlength=32) > 0
+    torch.testing.assert_close(found.codebook[used].double(), best[used], rtol=2e-3, atol=2e-3)
+
+
+def test_vectors_beat_two_bit_grids_with_fewer_bits() -> None:
+    w, gram = heavy_weight(256, 512, 1), correlated_gram(512, 5)
+    vectors, grid = formats.parse("vector4 128 row"), formats.parse("int2 g64 affine")
+    assert vectors.stored_bits((256, 512)) < grid.stored_bits((256, 512))
+    assert loss(run(GPTVQ(), w, gram, vectors), w, gram) < 0.7 * loss(run(GPTQ(), w, gram, grid), w, gram)
+
+
+def test_rounds_and_refits_of_vectors_lower_the_loss() -> None:
+    w, gram = heavy_weight(128, 128, 2), correlated_gram(128, 6)
+    swept, moved, refitted = (
+        loss(run(GPTVQ(**settings), w, gram, "vector2 16 g64"), w, gram)
+        for settings in ({"rounds": 0}, {"rounds": 1, "steps": 0}, {"rounds": 4})
+    )
+    assert refitted < moved < swept
+    plain = loss(run(RoundToNearest(), w, gram, "vector2 16 g64"), w, gram)
+    assert swept < 0.6 * plain

@@ -6,6 +6,7 @@ from pennyweight.methods.quantization.coordinate_descent import CoordinateDescen
 from pennyweight.methods.quantization.decoupleq import DecoupleQ
 from pennyweight.methods.quantization.equal_error import EqualError
 from pennyweight.methods.quantization.gptq import GPTQ
+from pennyweight.methods.quantization.gptvq import GPTVQ
 from pennyweight.methods.quantization.hqq import HQQ
 from pennyweight.methods.quantization.percentile import Percentile
 from pennyweight.methods.quantization.round_to_nearest import RoundToNearest
@@ -18,6 +19,7 @@ METHODS = (
     DecoupleQ,
     EqualError,
     GPTQ,
+    GPTVQ,
     HQQ,
     Percentile,
     RoundToNearest,
@@ -26,6 +28,7 @@ METHODS = (
 
 __all__ = [
     "GPTQ",
+    "GPTVQ",
     "HQQ",
     "METHODS",
     "AWQClip",
