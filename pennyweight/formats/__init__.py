@@ -6,6 +6,7 @@ from pennyweight.errors import UnknownName
 from pennyweight.formats.affine import Affine
 from pennyweight.formats.binary import Binary
 from pennyweight.formats.dense import Dense
+from pennyweight.formats.fairy2i import Fairy2i
 from pennyweight.formats.format import Columns, Compressed, Field, Fitted, Format, Linear, Part, Scalar
 from pennyweight.formats.gguf import Legacy
 from pennyweight.formats.grid import Grid, Scales
@@ -26,6 +27,7 @@ FORMATS: tuple[type[Format], ...] = (
     Affine,
     Binary,
     Dense,
+    Fairy2i,
     Grid,
     KMeans,
     Legacy,
@@ -60,7 +62,7 @@ def parse(label: str) -> Format:
 
 
 __all__ = [
-    "FORMATS", "NVFP4", "Affine", "Columns", "Compressed", "Dense", "Field", "Fitted", "Format", "Grid",
+    "FORMATS", "NVFP4", "Affine", "Columns", "Compressed", "Dense", "Fairy2i", "Field", "Fitted", "Format", "Grid",
     "KMeans", "Linear", "Logarithmic", "Microscaling", "Minifloat", "Part", "Progressive", "Scalar", "Scales",
     "Sharing", "TwoShifts", "VectorFit", "Vectors", "parse",
 ]  # fmt: skip

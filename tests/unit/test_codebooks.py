@@ -1,4 +1,4 @@
-"""Learned tables and vectors: bounds of theory on normal data, optima by brute force, sizes by hand."""
+"""Learned tables, vectors and complex codes: bounds of theory on normal data, optima by brute force, sizes by hand."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from reference.layers import correlated_gram, heavy_weight
 
 from pennyweight import formats
 from pennyweight.errors import InvalidFormat
-from pennyweight.formats import Compressed, Format, KMeans, Vectors
+from pennyweight.formats import Compressed, Fairy2i, Format, KMeans, Sharing, Vectors
 from pennyweight.methods.quantization import GPTQ, GPTVQ, CoordinateDescent, EqualError, RoundToNearest
 from pennyweight.methods.quantization.gptvq import values, vector_descend, vector_order, vector_sweep
 from pennyweight.numerics.cholesky import damped, inverse_cholesky
+from pennyweight.numerics.fairy2i import phase_stages, to_real, to_widely_linear
 from pennyweight.numerics.partitions import equal_errors, lines, settled
 from pennyweight.numerics.random import stream
 from pennyweight.numerics.vectors import nearest, nearest_scaled
@@ -258,3 +259,50 @@ def test_rounds_and_refits_of_vectors_lower_the_loss() -> None:
     assert refitted < moved < swept
     plain = loss(run(RoundToNearest(), w, gram, "vector2 16 g64"), w, gram)
     assert swept < 0.6 * plain
+
+
+# Complex codes
+
+
+@pytest.mark.parametrize(("stages", "greedy"), [(1, 0.3637), (2, 0.1309), (3, 0.0588), (4, 0.0333)])
+def test_phases_have_the_known_errors(stages: int, greedy: float) -> None:
+    w = normal(512, 768)
+    assert error(f"fairy{stages} tensor", w, search=False) == pytest.approx(greedy, rel=0.02)
+
+
+@pytest.mark.parametrize(("label", "most"), [("fairy1 row", 0.3634), ("fairy2 tensor", 0.1188), ("fairy3 row", 0.037)])
+def test_the_search_over_phases_ends_where_real_numbers_do(label: str, most: float) -> None:
+    """Two stages: .1188 is the even grid of four real numbers; of three refined signs the error is .037."""
+    assert 0.9 * most < error(label, normal(256, 768)) < most
+
+
+def test_phases_are_those_of_the_widely_linear_pair() -> None:
+    """With one scale pair a matrix, what is stored is U and V rounded as `numerics.fairy2i` rounds them."""
+    w = heavy_weight(12, 20, seed=8)
+    for stages in (1, 2, 4):
+        format = Fairy2i(stages=stages, sharing=Sharing(None, None), scale_dtype="float32")
+        u, v = (sum(phase_stages(part, stages)) for part in to_widely_linear(w))
+        part = format.store(w, search=False)
+        torch.testing.assert_close(format.decode(part.tensors, (12, 20)).double(), to_real(u, v), rtol=1e-4, atol=1e-5)
+    by_row = Fairy2i(stages=2, scale_dtype="float32").store(w, search=False)
+    u, _ = to_widely_linear(w[[3, 9]])  # a row of U is two rows of the weight
+    rows = by_row.format.decode(by_row.tensors, (12, 20))[[3, 9]]
+    torch.testing.assert_close(to_widely_linear(rows)[0], sum(phase_stages(u, 2)), rtol=1e-4, atol=1e-5)
+
+
+def test_complex_codes_are_counted_to_the_bit() -> None:
+    """Two bits a complex number and stage, half as many of those as weights; two scales a stage and tile of U and V."""
+    assert formats.parse("fairy2 row").stored_bits((8, 64)) == 8 * 64 * 2 + 2 * 4 * 2 * 2 * 16
+    assert formats.parse("fairy1 g16 float32").stored_bits((8, 64)) == 8 * 64 + 2 * 4 * 2 * 2 * 32
+    assert formats.parse("fairy3 tensor").stored_bits((8, 64)) == 8 * 64 * 3 + 2 * 3 * 2 * 16
+    with pytest.raises(InvalidFormat, match="7 by 64 has no halves"):
+        formats.parse("fairy2 row").store(torch.zeros(7, 64))
+
+
+def test_a_scale_of_nothing_is_zero() -> None:
+    """Purely real U and no V: imaginary scales and all of V are zero, and the signs come back exactly."""
+    u = torch.where(normal(4, 8) < 0, -1.0, 1.0).double()
+    w = to_real(torch.complex(u, torch.zeros_like(u)), torch.complex(0 * u, 0 * u)).float()
+    part = formats.parse("fairy1 row").store(w)
+    assert torch.equal(part.format.decode(part.tensors, (8, 16)), w)
+    assert part.tensors["scale"][1].count_nonzero() == 0
