@@ -62,7 +62,7 @@ def parse(label: str) -> Format:
 
 
 __all__ = [
-    "FORMATS", "NVFP4", "Affine", "Columns", "Compressed", "Dense", "Fairy2i", "Field", "Fitted", "Format", "Grid",
-    "KMeans", "Linear", "Logarithmic", "Microscaling", "Minifloat", "Part", "Progressive", "Scalar", "Scales",
-    "Sharing", "TwoShifts", "VectorFit", "Vectors", "parse",
+    "FORMATS", "NVFP4", "Affine", "Binary", "Columns", "Compressed", "Dense", "Fairy2i", "Field", "Fitted", "Format",
+    "Grid", "KMeans", "Linear", "Logarithmic", "Microscaling", "Minifloat", "Part", "Progressive", "ResidualBinary",
+    "Scalar", "Scales", "Sharing", "TwoShifts", "VectorFit", "Vectors", "parse",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from pennyweight.methods.quantization.gptq import GPTQ
 from pennyweight.methods.quantization.gptvq import GPTVQ
 from pennyweight.methods.quantization.hqq import HQQ
 from pennyweight.methods.quantization.percentile import Percentile
+from pennyweight.methods.quantization.recu import ReCU
 from pennyweight.methods.quantization.round_to_nearest import RoundToNearest
 from pennyweight.methods.quantization.zeroquant_fp import ZeroQuantFP
 
@@ -22,6 +23,7 @@ METHODS = (
     GPTVQ,
     HQQ,
     Percentile,
+    ReCU,
     RoundToNearest,
     ZeroQuantFP,
 )
@@ -37,6 +39,7 @@ __all__ = [
     "DecoupleQ",
     "EqualError",
     "Percentile",
+    "ReCU",
     "RoundToNearest",
     "ZeroQuantFP",
 ]
