@@ -14,6 +14,7 @@ LABELS = (
     "ternary row", "binary row", "binary2 row", "binary3 row",
     *(f"kmeans{bits} {shared}" for bits in (1, 2, 3, 4) for shared in ("row", "tensor")),
     "vector2 16 row", "vector2 64 row", "vector4 16 row", "vector4 256 row", "vector4 256 g64",
+    "vector1 16 g64", "vector2 256 g64", "vector8 256 row",
     "fairy1 row", "fairy2 row", "fairy2 tensor", "fairy3 row",
     "q4_0", "q4_1", "q5_0", "q5_1", "q8_0",
 )  # fmt: skip

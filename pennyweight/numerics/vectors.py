@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Generator, Tensor
 
-DISTANCES = 1 << 22  # held at once
+DISTANCES = 1 << 18  # held at once: what stays in the cache is several times as fast
 SEEDS = 1 << 14  # vectors that starts are drawn from
-SAMPLE = 1 << 16  # vectors that rounds look at
+SAMPLE = 1 << 15  # vectors that rounds look at
 
 
 def nearest(
@@ -20,7 +20,7 @@ def nearest(
     table = torch.cat([codebook.square(), -2 * codebook], 1).T.contiguous()
     found = torch.empty(len(x), dtype=torch.long)
     for part in _chunks(len(x), len(codebook)):
-        found[part] = (torch.cat([mass[part], mass[part] * x[part]], 1) @ table).argmin(1)
+        found[part] = _least(torch.cat([mass[part], mass[part] * x[part]], 1) @ table)
     return found
 
 
@@ -32,7 +32,7 @@ def nearest_scaled(
     features = torch.cat([scale.square()[:, None], scale[:, None] * x], 1)
     found = torch.empty(len(x), dtype=torch.long)
     for part in _chunks(len(x), len(codebook)):
-        found[part] = (features[part] @ table).argmin(1)
+        found[part] = _least(features[part] @ table)
     return found
 
 
@@ -78,3 +78,8 @@ def learned(
 def _chunks(total: int, count: int) -> Iterator[slice]:
     step = max(1, DISTANCES // count)
     return (slice(start, start + step) for start in range(0, total, step))
+
+
+def _least(distances: Float[Tensor, "n count"]) -> Int64[Tensor, " n"]:
+    """Where each row is least; numpy's search is four times as fast as torch's."""
+    return torch.from_numpy(distances.numpy().argmin(1))
