@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-HALVINGS = 12  # of the logarithm of an error between a share of the whole and SMALLEST of that: to half a per cent
+HALVINGS = 12  # of the logarithm of an error, between that of the whole and SMALLEST of it: to half a per cent
 SMALLEST = 1e-9
 
 
@@ -90,10 +90,9 @@ def equal_errors(found: Lines, count: int) -> Float[Tensor, "down across k"]:
     """Means of `count` runs with as much squared error in one as in another, as nearly as numbers allow.
 
     A run takes numbers from the left as long as its error stays within a limit; the least limit with which the runs
-    reach the end is found by halving. A whole that is cut has an error of no less than that of its pieces together, so
-    a limit of the whole over `count` is never too small.
+    reach the end is found by halving, down from the error of the whole.
     """
-    high = _spread(found.moments(torch.zeros_like(found.ends), found.ends)) / count
+    high = _spread(found.moments(torch.zeros_like(found.ends), found.ends)) * (1 + 1e-9)
     low = high * SMALLEST
     for _ in range(HALVINGS):
         limit = (low * high).sqrt()

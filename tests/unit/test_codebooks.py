@@ -306,3 +306,16 @@ def test_a_scale_of_nothing_is_zero() -> None:
     part = formats.parse("fairy1 row").store(w)
     assert torch.equal(part.format.decode(part.tensors, (8, 16)), w)
     assert part.tensors["scale"][1].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("rows", [[[0.3] * 64], [[0.0] * 32 + [5.0] + [10.0] * 31], [list(range(64))]])
+def test_few_different_weights_are_kept_exactly(rows: list[list[float]]) -> None:
+    """Constant rows, three values, and as many levels as values: no run is left over, and nothing divides by zero."""
+    w = torch.tensor(rows, dtype=torch.float32)
+    for format in (KMeans(bits=2, table_dtype="float32"), KMeans(bits=6, table_dtype="float32")):
+        if len(set(rows[0])) <= format.levels:
+            for result in (
+                run(EqualError(), w, torch.eye(64), format),
+                run(RoundToNearest(), w, torch.eye(64), format),
+            ):
+                torch.testing.assert_close(result.dequantize(), w)
