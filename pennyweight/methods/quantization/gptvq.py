@@ -1,9 +1,9 @@
 """GPTVQ: GPTQ for vectors. Round some neighbouring columns at a time to a codebook; later columns absorb the error.
 
-Source: van Baalen, Kuzmin, Nagel, Couperus, Bastoul, Mahurin, Blankevoort, Whatmough. GPTVQ: The Blessing of
-Dimensionality for LLM Quantization. arXiv:2402.15319, Algorithm 1. With (gram + damping)⁻¹ = Uᵀ U and B the d x d block
-of U at d columns, a change E of them costs |B⁻ᵀ E|² when all later columns make the best of it; that is the distance by
-which the nearest vector is chosen here, and B⁻ᵀ E is what the rows of U pass on.
+Source: van Baalen et al. GPTVQ: The Blessing of Dimensionality for LLM Quantization. arXiv:2402.15319, Algorithm 1.
+With (gram + damping)⁻¹ = Uᵀ U and B the d x d block of U at d columns, a change E of them costs |B⁻ᵀ E|² when all later
+columns make the best of it; that is the distance by which the nearest vector is chosen here, and B⁻ᵀ E is what the rows
+of U pass on.
 Departs from it: the distance uses the whole block and not its diagonal; scales and codebook are learned before the
 sweep, one codebook a tensor. Codes are then gone over again one vector at a time, each the best given all others
 (QuantEase, arXiv:2309.01885, in vectors); after each round scales are refitted in closed form, and the codebook, in
