@@ -11,7 +11,12 @@ LABELS = (
     *(f"int{bits} g64 affine" for bits in (4, 3, 2, 1)),
     "fp8 e4m3 row", "mxfp8 e4m3", "mxint8", "mxfp6 e2m3", "fp4 e2m1 g64", "fp4 e2m1 g128", "mxfp4", "nvfp4",
     "int4 g128 progressive", "nf4 g64", "nf4 row", "log2 5bit row", "log-sqrt2 5bit row", "rf8 row",
-    "ternary row", "binary row", "binary2 row", "binary3 row", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0",
+    "ternary row", "binary row", "binary2 row", "binary3 row",
+    *(f"kmeans{bits} {shared}" for bits in (1, 2, 3, 4) for shared in ("row", "tensor")),
+    "vector2 16 row", "vector2 64 row", "vector4 16 row", "vector4 256 row", "vector4 256 g64",
+    "vector1 16 g64", "vector2 256 g64", "vector8 256 row",
+    "fairy1 row", "fairy2 row", "fairy2 tensor", "fairy3 row",
+    "q4_0", "q4_1", "q5_0", "q5_1", "q8_0",
 )  # fmt: skip
 
 

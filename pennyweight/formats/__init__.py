@@ -6,9 +6,11 @@ from pennyweight.errors import UnknownName
 from pennyweight.formats.affine import Affine
 from pennyweight.formats.binary import Binary
 from pennyweight.formats.dense import Dense
+from pennyweight.formats.fairy2i import Fairy2i
 from pennyweight.formats.format import Columns, Compressed, Field, Fitted, Format, Linear, Part, Refittable, Scalar
 from pennyweight.formats.gguf import Legacy
 from pennyweight.formats.grid import Grid, Scales
+from pennyweight.formats.k_means import KMeans
 from pennyweight.formats.logarithmic import Logarithmic
 from pennyweight.formats.microscaling import Microscaling
 from pennyweight.formats.minifloat import Minifloat
@@ -19,12 +21,15 @@ from pennyweight.formats.residual_binary import ResidualBinary
 from pennyweight.formats.sharing import Sharing
 from pennyweight.formats.ternary import Ternary
 from pennyweight.formats.two_shifts import TwoShifts
+from pennyweight.formats.vectors import VectorFit, Vectors
 
 FORMATS: tuple[type[Format], ...] = (
     Affine,
     Binary,
     Dense,
+    Fairy2i,
     Grid,
+    KMeans,
     Legacy,
     Logarithmic,
     Microscaling,
@@ -35,6 +40,7 @@ FORMATS: tuple[type[Format], ...] = (
     ResidualBinary,
     Ternary,
     TwoShifts,
+    Vectors,
 )
 
 
@@ -56,8 +62,7 @@ def parse(label: str) -> Format:
 
 
 __all__ = [
-    "FORMATS", "NVFP4", "Affine", "Columns", "Compressed", "Dense", "Field", "Fitted", "Format", "Grid",
-    "Linear", "Logarithmic", "Microscaling", "Minifloat", "Part", "Progressive", "Refittable", "Scalar",
-    "Scales", "Sharing",
-    "TwoShifts", "parse",
+    "FORMATS", "NVFP4", "Affine", "Binary", "Columns", "Compressed", "Dense", "Fairy2i", "Field", "Fitted", "Format",
+    "Grid", "KMeans", "Linear", "Logarithmic", "Microscaling", "Minifloat", "Part", "Progressive", "Refittable",
+    "ResidualBinary", "Scalar", "Scales", "Sharing", "TwoShifts", "VectorFit", "Vectors", "parse",
 ]  # fmt: skip

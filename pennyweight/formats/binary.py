@@ -2,7 +2,8 @@
 
 Source: Rastegari et al. XNOR-Net: ImageNet Classification Using Binary Convolutional Neural Networks. arXiv:1603.05279,
 equation 6: the scale of the least squared error is mean |w|, here the mean weighted by importance where that is given.
-On normal weights the relative squared error is 1 − 2/π = .3634.
+On normal weights the relative squared error is 1 − 2/π = .3634. With the mean of each row taken out first, and kept, it
+is one bit of `k_means`.
 
 The sign of zero is +1, in the sweep of a method as well. A scale may be zero, so that zeros stay zeros.
 

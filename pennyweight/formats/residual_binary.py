@@ -7,7 +7,11 @@ relative squared error on normal weights is .1301 with two bases and .0582 with 
 codes of all bases together, then scales of least squares. With two bases any symmetric list of four numbers can be
 had, so it ends where Lloyd and Max do, at .1175; with three at .037.
 
-Departs from the sources: what is the best of all rounds is kept, tile by tile.
+Two bases without search are the multi-basis binarizer of BinaryDM (Zheng et al. arXiv:2404.05662) as it starts: a sign
+times mean |w|, and the sign of the rest times the mean size of the rest, of every row. There both scales are learned;
+here `coordinate_descent` refits them to the layer's inputs.
+
+Departs from the sources: what is the best of all rounds is kept, tile by tile; the sign of zero is +1.
 
 When to use it: where products are XNOR and popcount, a plane a basis; a model that is trained in it starts from here.
 Where an engine multiplies, integers of as many bits are as good.
@@ -21,7 +25,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from pennyweight.errors import InvalidFormat
@@ -100,12 +104,12 @@ class ResidualBinary(Tables):
 
     def fit(
         self, weight: Float[Tensor, "out in"], *, search: bool = True, importance: Float[Tensor, " in"] | None = None
-    ) -> TableFit:
+    ) -> BasisScales:
         """Choose scales: see `Scalar.fit`."""
         scale = torch.empty(*self.sharing.tiles(weight.shape), self.bases)
         for part, tiles, share in self.sharing.chunks(weight, importance, CHUNK):
             scale[part] = self._fit_tiles(tiles, search, share)
-        return TableFit(self, {"scale": scale.to(DTYPES[self.scale_dtype])})
+        return BasisScales(self, {"scale": scale.to(DTYPES[self.scale_dtype])})
 
     def _fit_tiles(self, w: Tensor, search: bool, importance: Tensor | None) -> Tensor:
         greedy = self._greedy(w, importance if search else None)
@@ -139,9 +143,29 @@ class ResidualBinary(Tables):
         """
         return round_scale_or_zero(scale, self.scale_dtype)
 
-    def signs(self, codes: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape bases"]:
+    def signs(self, codes: Tensor) -> Float[Tensor, "*shape bases"]:
         """The bases: −1 or 1."""
         return patterns(self.bases)[codes.long()]
+
+
+@dataclass(frozen=True, eq=False)
+class BasisScales(TableFit):
+    """Scales that can be chosen again: a weight is the sum of its signs, each times the scale of its basis."""
+
+    format: ResidualBinary
+
+    def parameters(self) -> Float[Tensor, "bases down across"]:
+        """The scales, in float32: see `Linear`."""
+        return self.stored["scale"].float().movedim(-1, 0)
+
+    def factors(self, codes: Float[Tensor, "out in"]) -> Float[Tensor, "bases out in"]:
+        """The signs."""
+        return self.format.signs(codes).movedim(-1, 0)
+
+    def refitted(self, parameters: Float[Tensor, "bases down across"]) -> BasisScales:
+        """Other scales; they may be negative, and need not descend."""
+        scale = self.format.stored(parameters.movedim(0, -1)).to(DTYPES[self.format.scale_dtype])
+        return BasisScales(self.format, {"scale": scale})
 
 
 def patterns(bases: int) -> Float[Tensor, "levels bases"]:

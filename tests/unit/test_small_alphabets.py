@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
+from reference.layers import correlated_gram, heavy_weight
 
 from pennyweight import formats
+from pennyweight.methods.quantization import CoordinateDescent, ReCU
+from pennyweight.numerics.random import stream
+from pennyweight.statistics import Statistics
 
 
 def normal(rows: int = 512, columns: int = 2048) -> torch.Tensor:
@@ -83,3 +88,42 @@ def test_nf4_is_the_table_of_bitsandbytes() -> None:
              0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0]  # fmt: skip
     values = formats.parse("nf4 g64").values()  # type: ignore[attr-defined]
     torch.testing.assert_close(values, torch.tensor(table), rtol=0, atol=1e-6)
+
+
+def test_two_bases_start_where_binarydm_does() -> None:
+    w = normal(16, 64)
+    first = w.abs().mean(1, keepdim=True)
+    rest = w - first * torch.where(w >= 0, 1.0, -1.0)
+    second = rest.abs().mean(1, keepdim=True)
+    part = formats.parse("binary2 row float32").store(w, search=False)
+    torch.testing.assert_close(part.tensors["scale"][:, 0], torch.cat([first, second], 1))
+    expected = first * torch.where(w >= 0, 1.0, -1.0) + second * torch.where(rest >= 0, 1.0, -1.0)
+    torch.testing.assert_close(part.format.decode(part.tensors, (16, 64)), expected)
+
+
+def test_coordinate_descent_refits_the_scales_of_bases() -> None:
+    w, gram = heavy_weight(24, 96, 0), correlated_gram(96, 1000)
+    statistics = Statistics(edge="edge", count=768, gram=gram)
+    losses = []
+    for refit in (True, False):
+        method = CoordinateDescent(refit=refit)
+        result = method.compress(w, statistics, formats.parse("binary2 row"), generator=stream(7, "site"))  # type: ignore[arg-type]
+        change = result.dequantize() - w
+        losses.append(float((change @ gram * change).sum()))
+    assert losses[0] < 0.97 * losses[1]
+
+
+def test_clamping_lowers_scales_to_those_of_a_clamped_normal() -> None:
+    """Mean min(|w|, q) of N(0, 1) is √(2/π) (1 − exp(−q²/2)) + q erfc(q/√2), with q = −√(2/π) ln(2 − 2 tau)."""
+    w, format = normal(256, 2048), formats.parse("binary row float32")
+    for tau in (0.85, 0.99):
+        q = -math.sqrt(2 / math.pi) * math.log(2 - 2 * tau)
+        expected = math.sqrt(2 / math.pi) * (1 - math.exp(-q * q / 2)) + q * math.erfc(q / math.sqrt(2))
+        result = ReCU(tau=tau).compress(w, None, format, generator=stream(7, "site"))  # type: ignore[arg-type]
+        scale = result.parts[0].tensors["scale"]
+        assert float(scale.mean()) == pytest.approx(expected, rel=2e-3)
+        assert torch.equal(result.dequantize() >= 0, w >= 0)
+    plain = format.decode(format.store(w).tensors, tuple(w.shape))
+    tight = ReCU(tau=0.85).compress(w, None, format, generator=stream(7, "site")).dequantize()  # type: ignore[arg-type]
+    ratio = float((tight - w).square().sum() / (plain - w).square().sum())
+    assert ratio == pytest.approx(1.089, rel=0.01)

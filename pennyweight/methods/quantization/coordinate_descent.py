@@ -9,7 +9,7 @@ keeps refitted scales only where they lowered its loss.
 When: two to four bits, wherever GPTQ is used and a few times its seconds are there. Cost: a round is two matrix
 products of GPTQ's size. Known failures: it fits the gram matrix more closely than GPTQ does, so it needs as many
 calibration tokens at least (several an input); damping is the guard. Scales are refitted where values are linear in
-them and rows stand alone (grids, affine); elsewhere only the codes move.
+them and rows stand alone (grids, affine, residual binary, learned tables); elsewhere only the codes move.
 """
 
 from __future__ import annotations
