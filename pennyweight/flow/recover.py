@@ -54,7 +54,8 @@ def check_recovery(specs: Sequence[str], network: Network, formats: Mapping[str,
             if not isinstance(format, Refittable):
                 raise InvalidFormat(
                     f"{method.name} cannot learn the parameters of {format.label()}",
-                    expected="integer grids, or affine codes", mend="choose such a format, or no recovery", site=site,
+                    expected="integer grids, affine codes or vectors",
+                    mend="choose such a format, or no recovery", site=site,
                 )  # fmt: skip
         needed = BYTES_A_WEIGHT * sum(site.elements for site in network.sites if site.block is not None)
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

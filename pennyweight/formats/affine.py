@@ -111,6 +111,11 @@ class Affine(Scalar):
             scale[start:stop], offset[start:stop] = self._fit_groups(tiles[start:stop], search, shared)
         return AffineScales(self, scale.to(DTYPES[self.scale_dtype]), offset.to(DTYPES[self.scale_dtype]))
 
+    @property
+    def reach(self) -> float:
+        """See `Refittable`."""
+        return self.levels / 2
+
     def fitted(self, tensors: Mapping[str, Tensor]) -> AffineScales:
         """The scales and offsets among what is stored: see `Refittable`."""
         return AffineScales(self, tensors["scale"], tensors["offset"])

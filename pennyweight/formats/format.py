@@ -240,7 +240,15 @@ class Linear(Fitted, Protocol):
 
 @runtime_checkable
 class Refittable(Protocol):
-    """A scalar format whose values are linear in its parameters, and which finds them in what it stored."""
+    """A format whose values are linear in parameters, the first of which is a step; it finds them in what it stored.
+
+    Codes of those that are `Scalar` may be learnt too.
+    """
+
+    @property
+    def reach(self) -> float:
+        """How far the outermost values are from the middle, in steps."""
+        ...
 
     @property
     def sharing(self) -> Sharing:

@@ -178,6 +178,11 @@ class Grid(Scalar):
     def _stored(self, scale: Tensor) -> Tensor:
         return round_scale(scale, self.scale_dtype)
 
+    @property
+    def reach(self) -> float:
+        """See `Refittable`."""
+        return self.levels / 2
+
     def fitted(self, tensors: Mapping[str, Tensor]) -> Scales:
         """The scales and zero points among what is stored: see `Refittable`."""
         scale = tensors["scale"]

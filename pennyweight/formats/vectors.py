@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
@@ -127,6 +127,15 @@ class Vectors(Format):
         numbers = tensors["codebook"].float()[tensors["codes"].long()].reshape(shape)
         return numbers.mul_(self.sharing.spread(tensors["scale"].float(), shape))
 
+    @property
+    def reach(self) -> float:
+        """See `Refittable`: scales are the root of the mean square, and few numbers are larger than twice that."""
+        return 2.0
+
+    def fitted(self, tensors: Mapping[str, Tensor]) -> VectorFit:
+        """Scales and codebook among what is stored: see `Refittable`."""
+        return VectorFit(self, tensors["codebook"].float(), tensors["scale"].float())
+
     def store(
         self, weight: Float[Tensor, "out in"], *, search: bool = True, importance: Float[Tensor, " in"] | None = None
     ) -> Part:
@@ -210,6 +219,18 @@ class VectorFit:
         mass = torch.ones(weight.shape[1]) if importance is None else importance.float()
         x, weighed = self.format.normalised(weight.float(), self.scale, mass)
         return nearest(x, weighed, self.codebook).to(torch.uint8).reshape(len(weight), -1)
+
+    def parameters(self) -> Float[Tensor, "1 down across"]:
+        """The scales: see `Linear`; the codebook stays."""
+        return self.scale[None]
+
+    def factors(self, codes: Float[Tensor, "out vectors"]) -> Float[Tensor, "1 out in"]:
+        """The numbers of every code's vector."""
+        return self.codebook[codes.long()].reshape(1, len(codes), -1)
+
+    def refitted(self, parameters: Float[Tensor, "1 down across"]) -> VectorFit:
+        """The same codebook with other scales, rounded to the type they are stored in."""
+        return replace(self, scale=self.format.stored(parameters[0]))
 
     def part(self, codes: UInt8[Tensor, "out vectors"]) -> Part:
         """Codes, scales and codebook as one part of a compressed tensor."""

@@ -16,7 +16,15 @@ from pennyweight.methods.recovery.learning import Learned
 from pennyweight.piece import Piece, Weights
 
 KINDS = [pytest.param(kind, id=kind.name) for kind in catalogue.classes("recovery")]
-LABELS = ["int2 g32 asym", "int2 g32 sym", "int3 row sym", "int2 b32 asym", "int2 g32 affine", "int2 g32 asym bfloat16"]
+LABELS = [
+    "int2 g32 asym",
+    "int2 g32 sym",
+    "int3 row sym",
+    "int2 b32 asym",
+    "int2 g32 affine",
+    "int2 g32 asym bfloat16",
+    "vector4 32 g48",
+]
 OUT, IN, TOKENS, BATCHES = 24, 96, 400, 6
 
 
@@ -49,7 +57,7 @@ def stored(weight: Tensor, label: str) -> Part:
 
 
 def recover(kind: Callable[..., Any], label: str, piece: Piece, weight: Tensor, **more: Any) -> tuple[Part, Any]:
-    method = kind(**{"steps": 12, "scale_rate": 0.01, **more})
+    method = kind(**{"steps": 12, "scale_rate": 0.02, **more})
     parts, record = method.recover(piece, {"w": stored(weight, label)}, {"w": weight}, seed=3, advance=nothing)
     return parts["w"], record
 
@@ -60,7 +68,7 @@ def test_it_gains_on_what_it_did_not_see(kind: type[Any], label: str) -> None:
     weight, inputs = layer()
     part, record = recover(kind, label, piece_of(weight, inputs), weight)
     assert record["kept"]
-    assert record["after"] < 0.97 * record["before"]
+    assert record["after"] < 0.98 * record["before"]
     format = formats.parse(label)
     assert part.format == format
     fields = {field.name: field for field in format.fields((OUT, IN))}
@@ -93,7 +101,7 @@ def test_without_a_rate_every_code_stays(kind: type[Any]) -> None:
     """The second phase of EfficientQAT: scales alone."""
     weight, inputs = layer()
     before = stored(weight, "int2 g32 affine")
-    part, record = recover(kind, "int2 g32 affine", piece_of(weight, inputs), weight, rate=0, scale_rate=0.002)
+    part, record = recover(kind, "int2 g32 affine", piece_of(weight, inputs), weight, rate=0, scale_rate=0.004)
     assert record["kept"]
     assert torch.equal(part.tensors["codes"], before.tensors["codes"])
     assert not torch.equal(part.tensors["scale"], before.tensors["scale"])
@@ -139,7 +147,8 @@ def test_learning_starts_from_what_is_stored_and_ends_with_what_was_run(label: s
     learned.growth += 0.05 * torch.randn(learned.growth.shape, generator=generator)
     after = learned.now()
     assert torch.equal(learned.value(), after.format.decode(after.tensors, (OUT, IN)))
-    assert not torch.equal(after.tensors["codes"], part.tensors["codes"])
+    assert torch.equal(after.tensors["codes"], part.tensors["codes"]) is not isinstance(part.format, Scalar)
+    assert not torch.equal(after.tensors["scale"], part.tensors["scale"])
 
 
 @pytest.mark.parametrize("label", ["int2 g32 affine float32", "int3 g32 asym float32", "int2 b32 asym float32"])
@@ -158,7 +167,7 @@ def test_the_gradient_of_parameters_is_exact(label: str) -> None:
         values = []
         for change in (1e-3, -1e-3):
             moved = learned.start.clone()
-            moved[place] += change * learned.unit[place[1:]]
+            moved[place] += change * learned.pace[place[1:]]
             part = learned.fitted.refitted(moved).part(codes)
             values.append(float((format.decode(part.tensors, (OUT, IN)) * pull).double().sum()))
         assert (values[0] - values[1]) / 2e-3 == pytest.approx(float(slope[place]), rel=2e-3, abs=1e-3)

@@ -33,7 +33,7 @@ class BlockWise:
         steps: of Adam a block; 0 changes nothing.
         batches: in a step, of about a thousand tokens each.
         rate: of weights, in steps of their grid; 0 leaves every code as it is.
-        scale_rate: of scales and offsets, as a share of each scale.
+        scale_rate: of scales and offsets, in steps of the outermost code; 0 leaves them.
     """
 
     name: ClassVar[str] = "block_wise"
@@ -43,7 +43,7 @@ class BlockWise:
     steps: int = 60
     batches: int = 1
     rate: float = 0.005
-    scale_rate: float = 0.005
+    scale_rate: float = 0.01
 
     def __post_init__(self) -> None:
         _ = self.schedule

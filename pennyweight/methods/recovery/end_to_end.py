@@ -37,17 +37,17 @@ class EndToEnd:
         steps: of Adam; 0 changes nothing.
         batches: in a step, of about a thousand tokens each.
         rate: of weights, in steps of their grid; 0 leaves every code as it is.
-        scale_rate: of scales and offsets, as a share of each scale.
+        scale_rate: of scales and offsets, in steps of the outermost code; 0 leaves them.
     """
 
     name: ClassVar[str] = "end_to_end"
     paper: ClassVar[str] = "arXiv:2407.11062"
     needs: ClassVar[frozenset[str]] = frozenset()
     unit: ClassVar[Literal["block", "network"]] = "network"
-    steps: int = 100
+    steps: int = 60
     batches: int = 1
     rate: float = 0.005
-    scale_rate: float = 0.01
+    scale_rate: float = 0.02
 
     def __post_init__(self) -> None:
         _ = self.schedule

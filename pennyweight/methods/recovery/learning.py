@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pennyweight.errors import InvalidFormat, InvalidMethod
-from pennyweight.formats import Linear, Part, Refittable
+from pennyweight.formats import Linear, Part, Refittable, Scalar
 from pennyweight.numerics.random import permutation
 from pennyweight.piece import Piece, Weights
 
@@ -37,7 +37,7 @@ class Schedule:
         steps: of Adam, >= 0.
         batches: of the piece in each step, >= 1.
         rate: of hidden weights, in steps of their grid; 0 leaves every code as it is.
-        scale_rate: of what tiles share, as a share of each scale; 0 leaves them.
+        scale_rate: of what tiles share, in steps of the outermost code; 0 leaves them.
 
     Raises:
         InvalidMethod: a negative one.
@@ -71,7 +71,7 @@ class Learned:
         start: its parameters `[parameters, down, across]`, float32.
         unit: a step of each tile, `[down, across]`.
         latent: distance of the hidden weight from the value of its first code, in steps, `[out, in]`.
-        growth: change of the parameters, in steps.
+        growth: change of the parameters, in units that move the outermost code by a step.
         free: whether codes may change.
     """
 
@@ -95,15 +95,21 @@ class Learned:
         if not isinstance(format, Refittable):
             raise InvalidFormat(
                 f"{part.format.label()} has no parameters that can be learnt",
-                expected="integer grids, or affine codes", mend="choose such a format, or no recovery",
+                expected="integer grids, affine codes or vectors", mend="choose such a format, or no recovery",
             )  # fmt: skip
         fitted, codes = format.fitted(part.tensors), part.tensors["codes"]
         start = fitted.parameters()
         unit = start[0].abs().clamp(min=torch.finfo(torch.float32).tiny)
         away = weight.float() - format.decode(part.tensors, tuple(weight.shape))
         latent = away.div_(format.sharing.spread(unit, tuple(weight.shape))).clamp_(-EDGE, EDGE)
-        latent.mul_(fitted.round(weight.float()) == codes)
+        free = free and isinstance(format, Scalar)
+        latent.mul_(fitted.round(weight.float()) == codes if free else 0)
         return cls(format, fitted, codes, start, unit, latent, torch.zeros_like(start), free)
+
+    @property
+    def pace(self) -> Tensor:
+        """What a growth of one changes the parameters by."""
+        return self.unit / self.format.reach
 
     def value(self) -> Float[Tensor, "out in"]:
         """The rounded weight; gradients flow to `latent` and `growth`."""
@@ -112,7 +118,7 @@ class Learned:
 
     def now(self) -> Part:
         """What is stored."""
-        fitted, shape = self.fitted.refitted(self.start + self.growth.detach() * self.unit), tuple(self.codes.shape)
+        fitted, shape = self.fitted.refitted(self.start + self.growth.detach() * self.pace), tuple(self.latent.shape)
         part = fitted.part(self.codes)
         if not self.free:
             return part
@@ -139,7 +145,7 @@ class _Rounded(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             factors = learned.fitted.factors(ctx.part.tensors["codes"].float())
             tiles = [sharing.split(slope * factor).sum(-1) for factor in factors]
-            for_growth = torch.stack(tiles).mul_(learned.unit)
+            for_growth = torch.stack(tiles).mul_(learned.pace)
         if ctx.needs_input_grad[0]:
             for_latent = slope * sharing.spread(learned.unit, tuple(slope.shape))
         return for_latent, for_growth, None
