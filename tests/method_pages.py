@@ -14,7 +14,16 @@ from pennyweight import catalogue
 from pennyweight.formats import FORMATS
 
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "methods"
-ROOMS = ("quantization", "rewrites", "allocation", "measurement", "certification", "multiplicity", "probability")
+ROOMS = (
+    "quantization",
+    "activations",
+    "rewrites",
+    "allocation",
+    "measurement",
+    "certification",
+    "multiplicity",
+    "probability",
+)
 HEAD = "Made from the docstrings of `{where}` by `python tests/method_pages.py`; the tests hold it to them.\n"
 
 
