@@ -13,6 +13,7 @@ whose weights are rewritten first say so. Rows of an earlier run with the same s
 import argparse
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from pennyweight import formats
+from pennyweight import catalogue, formats
 from pennyweight.flow.activations import quantizers
 from pennyweight.flow.observe import observe
 from pennyweight.flow.rewrite import rewrite
@@ -32,7 +33,7 @@ from pennyweight.network.network import Network
 from pennyweight.network.running.activations import activations
 from pennyweight.network.running.run import materialised
 from pennyweight.network.sources.opening import open_source
-from pennyweight.numerics.random import permutation
+from pennyweight.numerics.random import permutation, stream
 from pennyweight.plan import Input
 from pennyweight.statistics import Statistics
 
@@ -52,6 +53,9 @@ WAYS: dict[str, dict[str, str]] = {
     },
     "w8a8 smoothquant, dynamic": {
         "weight": "int8 row sym", "input": "int8 token", "rewrite": "smoothquant(norms_only=False)",
+    },
+    "w8a8 static range, noisy text": {
+        "weight": "int8 row sym", "input": "int8 tensor", "calibration": "token_noise(share=1.0, tokens=0.2)",
     },
     "w8a8 static range, down dynamic": {"weight": "int8 row sym", "input": "int8 tensor", "down": "int8 token"},
     "fp8": {"weight": "fp8 e4m3 row"},
@@ -95,11 +99,16 @@ def main() -> None:
     rows = machine.kept("activations", settings, lambda row: row["way"] in names)
     with materialised(network, exact=False, dtype=torch.float32) as model:
         before = [scores(model, window) for window in test]
-    for rewriting in dict.fromkeys(WAYS[name].get("rewrite", "") for name in names):
+    grounds = [(WAYS[name].get("rewrite", ""), WAYS[name].get("calibration", "")) for name in names]
+    for rewriting, degraded in dict.fromkeys(grounds):
+        shown = calibration
+        if degraded:
+            method, generator = catalogue.find(degraded, "calibration"), stream(arguments.seed, "calibration")
+            shown = replace(calibration, ids=method.degrade(calibration.ids, generator=generator))
         chosen, _ = rewrite(network, [rewriting] if rewriting else [], calibration=calibration, seed=arguments.seed)
-        seen = observe(chosen, calibration)
+        seen = observe(chosen, shown)
         with materialised(chosen, exact=False, dtype=torch.float32) as model:
-            for name in [name for name in names if WAYS[name].get("rewrite", "") == rewriting]:
+            for name in [name for name, ground in zip(names, grounds, strict=True) if ground == (rewriting, degraded)]:
                 row = {"way": name, **WAYS[name], "commit": machine.facts(arguments.seed)["commit"]}
                 rows.append(row | measured(WAYS[name], chosen, model, seen, test, before))
                 print(rows[-1], flush=True)

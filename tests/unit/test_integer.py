@@ -165,6 +165,23 @@ def test_sides_that_do_not_match_are_refused() -> None:
         operand(stored("fp4 e2m1 g32"))
 
 
+def test_exponents_are_not_multiplied() -> None:
+    codes = Dynamic(parse("log2 3bit token")).codes(activation().abs())
+    with pytest.raises(InvalidFormat, match="product of codes"):
+        codes.operand()
+
+
+def test_six_bits_as_planes_of_one_bit() -> None:
+    """FlexQ's product: Σ ± 2^(i+j) popcount(plane i of x and plane j of w), the top plane of either counting −32."""
+    codes, side = coded("int6 token", activation()), operand(stored("int6 g96 sym"))
+    values = (1, 2, 4, 8, 16, -32)
+    planes = [[(one.long() >> bit) & 1 for bit in range(6)] for one in (codes.codes, side.codes)]
+    total = sum(a * b * (x @ w.T) for a, x in zip(values, planes[0], strict=True)
+                for b, w in zip(values, planes[1], strict=True))  # fmt: skip
+    assert isinstance(total, torch.Tensor)
+    assert torch.equal(total, product(codes.codes, side.codes).long())
+
+
 @pytest.mark.parametrize("element", ["e4m3", "e5m2"])
 @pytest.mark.parametrize("over", ["token", "tensor", "g32"])
 @pytest.mark.parametrize("sharing", ["row", "g32"])

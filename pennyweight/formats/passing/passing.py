@@ -94,6 +94,7 @@ class Passing(ABC):
     """
 
     name: ClassVar[str]
+    linear: ClassVar[bool] = True  # numbers are codes minus a zero point, times a scale
     over: Over = TOKEN
 
     @classmethod
@@ -165,7 +166,16 @@ class Codes:
         return self.format.decode(codes, self.scale.to(wide)[..., None], zero).flatten(-2).to(dtype)
 
     def operand(self) -> Operand:
-        """The left side of a product, tokens one after the other."""
+        """The left side of a product, tokens one after the other.
+
+        Raises:
+            InvalidFormat: the format's codes are no numbers to multiply with, but exponents.
+        """
+        if not self.format.linear:
+            raise InvalidFormat(
+                f"a product of codes of {self.format.label()}", expected="whole numbers or small floats",
+                mend="multiply values()", site="activation",
+            )  # fmt: skip
         runs = self.scale.shape[-1]
         zero = None if self.zero_point is None else self.zero_point.reshape(-1, runs)
         return Operand(self.codes.flatten(0, -2), self.scale.reshape(-1, runs), zero)

@@ -38,6 +38,7 @@ class Powers(Passing):
     """
 
     name: ClassVar[str] = "powers"
+    linear: ClassVar[bool] = False
     base: str = "log-sqrt2"
     bits: int = 4
 
