@@ -22,6 +22,7 @@ from pennyweight.methods.activations import (
 )
 from pennyweight.methods.activations.static_entropy import divergence
 from pennyweight.methods.activations.static_percentile import quantile
+from pennyweight.numerics.uniform import rounded_per_token
 from pennyweight.statistics import Statistics
 
 
@@ -153,6 +154,14 @@ def test_groups_are_tokens_of_fewer_channels() -> None:
     grouped = Dynamic().fit(None, passing.parse("int6 g16")).rounded(x)
     each = Dynamic().fit(None, passing.parse("int6 token")).rounded(x.reshape(-1, 16)).reshape(x.shape)
     assert torch.equal(grouped, each)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("kind", ["", " asym"])
+def test_tokens_are_rounded_as_rewrites_round_them_to_see_what_they_are_worth(bits: int, kind: str) -> None:
+    x = normal(3) * torch.logspace(-1, 1, 64)
+    rounded = Dynamic().fit(None, passing.parse(f"int{bits} token{kind}")).rounded(x)
+    torch.testing.assert_close(rounded, rounded_per_token(x, bits, symmetric=not kind), rtol=1e-6, atol=1e-7)
 
 
 def test_a_dynamic_format_is_needed() -> None:
