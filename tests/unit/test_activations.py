@@ -22,6 +22,7 @@ from pennyweight.methods.activations import (
 )
 from pennyweight.methods.activations.static_entropy import divergence
 from pennyweight.methods.activations.static_percentile import quantile
+from pennyweight.methods.rewrites.repq import CENTRES
 from pennyweight.numerics.uniform import rounded_per_token
 from pennyweight.statistics import Statistics
 
@@ -185,6 +186,20 @@ def test_channels_have_their_own_ranges() -> None:
     each = StaticRange().fit(seen(x), passing.parse("int8 channel"))
     assert torch.allclose(each.scale, x.abs().amax(0) / 127)
     assert error(each, x / 1) < error(StaticRange().fit(seen(x), INT8), x)
+
+
+@pytest.mark.parametrize("centre", ["mean", "median"])
+def test_scales_of_channels_folded_away_give_the_same_codes_with_one_scale(centre: str) -> None:
+    """RepQ: x over its channels' grids, and common · (x / scale + zero − middle) over one grid for all."""
+    x = (normal(12) * torch.logspace(-1, 1, 64) + torch.linspace(-1, 1, 64)).double()
+    each = StaticRange().fit(seen(x), passing.parse("int8 channel asym"))
+    assert each.zero_point is not None
+    scale, zero = each.scale.double(), each.zero_point.double()
+    common, middle = CENTRES[centre](scale), CENTRES[centre](zero).round()
+    folded = common * (x / scale + zero - middle)
+    one = Static(passing.parse("int8 tensor asym"), common[None].float(), middle[None].to(torch.int8))
+    same = one.codes(folded).codes == each.codes(x).codes
+    assert float(same.double().mean()) > 0.999  # ties may fall to either side in the last bit
 
 
 def test_a_percentile_is_that_of_numpy() -> None:
