@@ -74,7 +74,7 @@ class Integers(Passing):
         low, high = low.float(), high.float()
         if self.symmetric:
             return divisor(torch.maximum(-low, high) / last), None
-        scale = divisor((high - low) / (last - first))
+        scale = divisor(high / (last - first) - low / (last - first))  # the difference of the two might overflow
         return scale, (first - (low / scale).round()).clamp(first, last).to(torch.int8)
 
     def encode(self, x: Float[Tensor, ...], scale: Tensor, zero_point: Tensor | None) -> Int8[Tensor, ...]:
