@@ -5,9 +5,9 @@
 DIR holds the model of benchmarks/peer_scripts/make_model.py: SmolLM2-135M-Instruct with its channels permuted. Weights
 of all linear layers of the blocks are rounded to nearest, with a searched range (FP8 keeps the whole), and what they
 read as the row's `input` says (`down` where down projections get another one). Both are multiplied as floats, which is
-what integers give (tests/unit/test_integer.py). Embedding, head, attention and norms stay as they are. Scored on windows
-of 256 tokens of the test text in float32 against the network as it was. Ranges come from windows of the calibration
-text; rows whose weights are rewritten first say so. Rows of an earlier run with the same settings are kept.
+what integers give (tests/unit/test_integer.py). Embedding, head, attention and norms stay as they are. Scored on
+windows of 256 tokens of the test text in float32 against the network as it was. Ranges come from windows of the
+calibration text; rows whose weights are rewritten first say so. Rows of an earlier run with the same settings are kept.
 """
 
 import argparse
