@@ -50,6 +50,7 @@ ifneq ($(TRAIN),)
 	$(BIN)/python benchmarks/peer_scripts/make_model.py build/model
 	$(BIN)/python benchmarks/rewrites.py --model build/model --calibration $(TRAIN) --test $(TEST)
 	$(BIN)/python benchmarks/shelf.py --model build/model --calibration $(TRAIN) --test $(TEST)
+	$(BIN)/python benchmarks/activations.py --model build/model --calibration $(TRAIN) --test $(TEST)
 	$(BIN)/python benchmarks/certificate_agreement.py --model build/model --text $(TEST)
 	$(BIN)/python benchmarks/peers.py --work build/peers --calibration $(TRAIN) --test $(TEST) --peers llmcompressor,gptqmodel
 endif

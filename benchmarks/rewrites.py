@@ -26,18 +26,20 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from pennyweight.flow.activations import quantizers
 from pennyweight.flow.observe import observe
 from pennyweight.flow.rewrite import rewrite
 from pennyweight.flow.steps import held_out, sample
 from pennyweight.formats import Grid
 from pennyweight.network.finding.trace import load_network
 from pennyweight.network.network import Network
-from pennyweight.network.running.online import identity, online
+from pennyweight.network.running.activations import activations
 from pennyweight.network.running.run import materialised
 from pennyweight.network.sources.opening import open_source
 from pennyweight.numerics.hadamard import transform
 from pennyweight.numerics.random import permutation
-from pennyweight.numerics.uniform import rounded_per_token
+from pennyweight.plan import Input
+from pennyweight.statistics import Statistics
 
 WAYS = {
     "none": [], "smoothquant": ["smoothquant"], "smoothquant(alpha=0.8)": ["smoothquant(alpha=0.8)"],
@@ -80,9 +82,9 @@ def main() -> None:
         start = time.monotonic()
         rewritten, steps = rewrite(network, WAYS[name], calibration=calibration, seed=arguments.seed)
         seconds = time.monotonic() - start
-        ranges = {key: float(one.abs_max.max()) for key, one in observe(rewritten, calibration).items()}
+        seen = observe(rewritten, calibration)
         row = {"rewrite": name, "change": max((step.change for step in steps), default=0.0), "seconds": seconds}
-        rows.append(row | perplexities(rewritten, test, ranges))
+        rows.append(row | perplexities(rewritten, test, seen))
         print(row["rewrite"], rows[-1], flush=True)
         value = {
             **machine.facts(arguments.seed), "model": "SmolLM2-135M-Instruct, channels permuted", **settings,
@@ -92,40 +94,36 @@ def main() -> None:
     show(rows)
 
 
-def perplexities(network: Network, test: Tensor, ranges: dict[str, float]) -> dict[str, float]:
+def perplexities(network: Network, test: Tensor, seen: dict[str, Statistics]) -> dict[str, float]:
     """Perplexity of the network as it is, and under every way of rounding."""
     sites = [site.name for site in network.sites if site.role == "linear"]
-    plain = dict.fromkeys(sites, identity)
-    turned = {name: transform if name.endswith("down_proj") else identity for name in sites}
+    token, tensor, token_of_4 = (
+        quantizers(dict.fromkeys(sites, Input.parse(label)), seen)
+        for label in ("int8 token", "int8 tensor", "int4 token")
+    )
+    turned = {name: transform for name in sites if name.endswith("down_proj")}
     row_of_8, row_of_4 = Grid(bits=8, group_size=None, symmetric=True), Grid(bits=4, group_size=None, symmetric=True)
-    ways: dict[str, tuple[dict[str, Any], Round | None, Round]] = {
-        "w8a8": (plain, per_token(8), on(row_of_8)),
-        "w8a8_static": (plain, static(8, ranges), on(row_of_8)),
-        "w4a4": (plain, per_token(4), on(row_of_4)),
-        "w4a4_r4": (turned, per_token(4), on(row_of_4)),
-        "w4": (plain, None, on(Grid(bits=4, group_size=64, symmetric=False))),
+    unrounded = dict.fromkeys(sites, AsItIs())
+    ways: dict[str, tuple[dict[str, Any], dict[str, Any], Round]] = {
+        "w8a8": ({}, token, on(row_of_8)),
+        "w8a8_static": ({}, tensor, on(row_of_8)),
+        "w4a4": ({}, token_of_4, on(row_of_4)),
+        "w4a4_r4": (turned, token_of_4, on(row_of_4)),
+        "w4": ({}, unrounded, on(Grid(bits=4, group_size=64, symmetric=False))),
     }
     with materialised(network, exact=False, dtype=torch.float32) as model:
         found = {"float32": perplexity(model, test)}
         for name, (rotations, inputs, weights) in ways.items():
-            with online(model, rotations, round_inputs=inputs, round_weights=weights):
+            with activations(model, inputs, rotations=rotations, round_weights=weights):
                 found[name] = perplexity(model, test)
     return found
 
 
-def per_token(bits: int) -> Round:
-    return lambda _, x: rounded_per_token(x, bits)
+class AsItIs:
+    """An input that stays as it is where the weight alone is rounded."""
 
-
-def static(bits: int, ranges: dict[str, float]) -> Round:
-    """One scale for all tokens: the largest number that this layer read of the calibration text."""
-
-    def round_input(site: str, x: Tensor) -> Tensor:
-        most = 2 ** (bits - 1) - 1
-        scale = ranges[f"{site}:input"] / most
-        return (x / scale).round().clamp(-most, most) * scale
-
-    return round_input
+    def rounded(self, x: Tensor) -> Tensor:
+        return x
 
 
 def on(grid: Grid) -> Round:

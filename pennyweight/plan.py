@@ -12,7 +12,8 @@ import tomli_w
 
 from pennyweight import formats
 from pennyweight.errors import InvalidPlan
-from pennyweight.formats import Dense, Format, Grid
+from pennyweight.formats import Dense, Format, Grid, passing
+from pennyweight.formats.passing import Passing
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,55 @@ class Step:
                 )
             stages.append(Stage(method.strip(), formats.parse(label)))
         return cls(tuple(stages))
+
+
+@dataclass(frozen=True)
+class Input:
+    """How what a site reads is rounded while the network runs: `int8 token`, `static_mse int8 tensor asym`.
+
+    Args:
+        method: of the room `activations`, with arguments if any.
+        format: what the activation is written in.
+    """
+
+    method: str
+    format: Passing
+
+    def label(self) -> str:
+        """Method and format, or the format alone where the method is the usual one; `parse` reads both back."""
+        usual = self.method == _usual(self.format)
+        return self.format.label() if usual else f"{self.method} {self.format.label()}"
+
+    @classmethod
+    def parse(cls, text: str) -> Input:
+        """Read a label.
+
+        Raises:
+            UnknownName: a format nobody knows.
+            InvalidFormat: a format that cannot be.
+        """
+        for kind in passing.PASSING:
+            if found := kind.parse(text):
+                return cls(_usual(found), found)
+        end = text.rfind(")")
+        method, _, label = (text[: end + 1], "", text[end + 1 :]) if end >= 0 else text.strip().partition(" ")
+        return cls(method.strip(), passing.parse(label.strip()))
+
+    @classmethod
+    def examples(cls) -> tuple[Input, ...]:
+        """A few that are usual."""
+        labels = (
+            "int8 token", "int8 token asym", "int6 g128", "fp8 e4m3 token", "int8 tensor", "static_mse int8 tensor",
+            "static_percentile(percentile=99.9) int8 tensor asym", "static_entropy int8 tensor", "fp8 e4m3 tensor",
+            "sort_and_cluster(heads=24) int8 clusters",
+        )  # fmt: skip
+        return tuple(cls.parse(label) for label in labels)
+
+
+def _usual(format: Passing) -> str:
+    if format.over.dynamic:
+        return "dynamic"
+    return "sort_and_cluster" if format.over.kind == "clusters" else "static_range"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,15 @@ os.environ["PENNYWEIGHT_STATE"] = tempfile.mkdtemp(prefix="pennyweight-state-")
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests find `reference`, whatever way pytest was started
 import reference.typechecker  # noqa: F401
 
-TENSORS = ["numerics", "formats", "statistics", "methods.quantization", "methods.measurement", "network.stream"]
+TENSORS = [
+    "numerics",
+    "formats",
+    "statistics",
+    "methods.activations",
+    "methods.quantization",
+    "methods.measurement",
+    "network.stream",
+]
 # Before anything imports the package. Where values and not tensors flow, mypy has checked all there is to check.
 install_import_hook([f"pennyweight.{room}" for room in TENSORS], "reference.typechecker.check")
 

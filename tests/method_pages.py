@@ -12,10 +12,13 @@ from typing import Any
 
 from pennyweight import catalogue
 from pennyweight.formats import FORMATS
+from pennyweight.formats.passing import PASSING
 
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "methods"
 ROOMS = (
     "quantization",
+    "activations",
+    "calibration",
     "recovery",
     "rewrites",
     "allocation",
@@ -65,6 +68,12 @@ def _formats() -> str:
         lines += [f"## `{kind.name}`", "", _text(inspect.getmodule(kind)), "", *_parameters(kind)]
         lines = [*lines[:-1], *filter(None, lines[-1:])]
         lines += ["", f"Bits a weight of a 768 x 768 matrix, everything stored counted: {examples}.", ""]
+    lines += ["# Formats of activations", "", HEAD.format(where="pennyweight/formats/passing/")]
+    for passing in sorted(PASSING, key=lambda kind: kind.name):
+        examples = "; ".join(f"`{example.label()}`" for example in passing.examples())
+        lines += [f"## `{passing.name}`", "", _text(inspect.getmodule(passing)), "", *_parameters(passing)]
+        lines = [*lines[:-1], *filter(None, lines[-1:])]
+        lines += ["", f"Such as {examples}.", ""]
     return "\n".join(lines)
 
 

@@ -20,6 +20,7 @@ from pennyweight.errors import InvalidFormat
 from pennyweight.formats.format import Field, Part, Scalar
 from pennyweight.formats.scale_types import SCALE_TYPES, check_scale_type, read_scale, round_scale, write_scale
 from pennyweight.formats.sharing import Sharing
+from pennyweight.numerics.integer import Operand
 
 NARROWEST = {2: 0.40, 3: 0.52, 4: 0.64, 5: 0.74, 6: 0.82, 7: 0.88, 8: 0.92}  # narrower clips never won
 CANDIDATES = 14
@@ -200,6 +201,20 @@ class Grid(Scalar):
             return ((codes - zero) * scale[..., None]).reshape(shape)
         zero = zero if isinstance(zero, int) else self.sharing.spread(zero, shape)
         return (codes - zero) * self.sharing.spread(scale, shape)
+
+    def operand(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Operand:
+        """The stored weight as the right side of a product of whole numbers, codes moved to int8.
+
+        Raises:
+            InvalidFormat: blocks that stand over the edge: their inputs are no runs of equal length.
+        """
+        half = self.levels // 2
+        scale = self.sharing.by_column(read_scale(tensors["scale"], self.scale_dtype), shape).T
+        codes = (tensors["codes"].reshape(shape).to(torch.int16) - half).to(torch.int8)
+        if self.symmetric:
+            return Operand(codes, scale)
+        zero = self.sharing.by_column(tensors["zero_point"].float(), shape).T
+        return Operand(codes, scale, (zero - half).to(torch.int8))
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ never written.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar, Self
@@ -20,15 +20,16 @@ from torch import Tensor
 
 from pennyweight.errors import InvalidFormat
 from pennyweight.formats.levels import Levels
-from pennyweight.formats.scale_types import check_scale_type
+from pennyweight.formats.scale_types import check_scale_type, read_scale
 from pennyweight.formats.sharing import Sharing
+from pennyweight.numerics.integer import Operand
 
 # By name: exponent bits, mantissa bits, bias, largest finite number.
 ELEMENTS = {
     "e4m3": (4, 3, 7, 448.0), "e5m2": (5, 2, 15, 57344.0), "e3m2": (3, 2, 3, 28.0), "e2m3": (2, 3, 1, 7.5),
     "e2m1": (2, 1, 1, 6.0),
 }  # fmt: skip
-
+NATIVE = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}  # those that torch, and a GPU, multiplies
 
 ROW = Sharing()
 
@@ -90,6 +91,17 @@ class Minifloat(Levels):
     def bits_of(self, codes: UInt8[Tensor, ...]) -> UInt8[Tensor, ...]:
         """Bit patterns, sign first, as engines store them."""
         return finite(self.element)[1][codes.long()]
+
+    def operand(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Operand:
+        """The stored weight as the right side of a product of floats of eight bits.
+
+        Raises:
+            InvalidFormat: an element of six or four bits, or blocks that stand over the edge.
+        """
+        if self.element not in NATIVE:
+            raise InvalidFormat(f"a product of {self.element}", expected=" or ".join(NATIVE), site="minifloat")
+        scale = self.sharing.by_column(read_scale(tensors["scale"], self.scale_dtype), shape).T
+        return Operand(self.values()[tensors["codes"].reshape(shape).long()].to(NATIVE[self.element]), scale)
 
 
 @cache

@@ -27,6 +27,7 @@ from pennyweight.formats.format import Field, Part, Scalar
 from pennyweight.formats.grid import GridColumns
 from pennyweight.formats.scale_types import SCALE_TYPES, check_scale_type, read_scale, round_scale, write_scale
 from pennyweight.formats.sharing import Sharing
+from pennyweight.numerics.integer import Operand
 
 PROTECTIVE = 119  # largest int8 code of level one
 TOP = 15  # largest code of level two
@@ -123,6 +124,10 @@ class Progressive(Scalar):
     def decode(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Float[Tensor, "out in"]:
         """The int8 weight times the row scale, in float32."""
         return self.widened(tensors, shape).float() * read_scale(tensors["scale"], self.scale_dtype)
+
+    def operand(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Operand:
+        """The widened weight as the right side of a product of whole numbers: no groups, a scale a row."""
+        return Operand(self.widened(tensors, shape), read_scale(tensors["scale"], self.scale_dtype))
 
 
 def second_level(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
 from pennyweight.errors import InvalidModel
-from pennyweight.network.finding.watch import ADDED, GROUPED, PRODUCTS
+from pennyweight.network.finding.watch import ADDED, GROUPED, PRODUCTS, transparent
 from pennyweight.network.running.observe import LAYERS
 from pennyweight.numerics.hadamard import transform
 
@@ -42,6 +43,7 @@ def online(
     model: nn.Module, rotations: Mapping[str, Rotation], *, attention: Rotation | None = None,
     round_inputs: Rounding | None = None, round_weights: Rounding | None = None,
     round_keys: Callable[[Tensor], Tensor] | None = None,
+    round_probabilities: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[nn.Module]:  # fmt: skip
     """The model, whose named sites rotate what they read for as long as the context lasts; nothing of it is changed.
 
@@ -52,6 +54,8 @@ def online(
         round_inputs: applied to what a named site reads, after its rotation.
         round_weights: applied to the weight of a named site, after its rotation; once for each.
         round_keys: applied to keys, after their rotation.
+        round_probabilities: applied to what the softmax of attention gives, before it meets the values; attention is
+            then computed step by step.
 
     Raises:
         InvalidModel: a site is not one of the model's, or it was never seen to multiply anything.
@@ -65,13 +69,13 @@ def online(
             mend="pw.network_of(model).by_name lists them", site=type(model).__name__,
         )  # fmt: skip
     named = {p.untyped_storage().data_ptr(): site for site, p in found.items() if p is not None}
-    mode = _Online(named, rotations, attention, round_inputs, round_weights, round_keys)
-    with mode:
+    mode = _Online(named, rotations, attention, round_inputs, round_weights, round_keys, round_probabilities)
+    with transparent(), mode:
         yield model
     missing = [site for site in rotations if site not in mode.seen]
-    if missing or (attention is not None and not mode.attended):
+    if missing or ((attention or round_probabilities) and not mode.attended):
         raise InvalidModel(
-            f"{missing[0] if missing else 'attention'} was never seen to multiply anything: nothing was rotated there",
+            f"{missing[0] if missing else 'attention'} was never seen to multiply anything: nothing was changed there",
             expected="linear layers, and attention by torch.nn.functional.scaled_dot_product_attention",
             mend="attn_implementation='sdpa', and sites that the inputs reach; leave the others out",
             site=type(model).__name__,
@@ -87,17 +91,19 @@ class _Online(TorchFunctionMode):
     def __init__(
         self, named: Mapping[int, str], rotations: Mapping[str, Rotation], attention: Rotation | None,
         round_inputs: Rounding | None, round_weights: Rounding | None, round_keys: Rotation | None,
+        round_probabilities: Rotation | None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.seen: set[str] = set()
         self.attended = False
         self._named, self._rotations, self._attention = named, rotations, attention
         self._round_inputs, self._round_weights, self._round_keys = round_inputs, round_weights, round_keys
+        self._round_probabilities = round_probabilities
         self._folded: dict[tuple[Any, ...], Tensor] = {}  # weights that were rotated once, by where they lie
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func is QUERIES_AND_KEYS and (self._attention or self._round_keys):
+        if func is QUERIES_AND_KEYS and (self._attention or self._round_keys or self._round_probabilities):
             return self._attend(*args, **kwargs)
         first = 1 if func in ADDED else 0
         if func in LAYERS or func in PRODUCTS or func in GROUPED or func in ADDED:
@@ -127,12 +133,30 @@ class _Online(TorchFunctionMode):
             self._folded[place] = turned if rows else turned.mT
         return self._folded[place]
 
-    def _attend(self, query: Tensor, key: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
         self.attended = True
         if self._attention:
             query, key = self._attention(query), self._attention(key)
         key = self._round_keys(key) if self._round_keys else key
-        return QUERIES_AND_KEYS(query, key, *rest, **kwargs)
+        if self._round_probabilities:
+            return _step_by_step(self._round_probabilities, query, key, value, *rest, **kwargs)
+        return QUERIES_AND_KEYS(query, key, value, *rest, **kwargs)
+
+
+def _step_by_step(
+    change: Rotation, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """PyTorch's attention as its documentation writes it out, with something done to the probabilities."""
+    if enable_gqa:
+        copies = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(copies, -3), value.repeat_interleave(copies, -3)
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return F.dropout(change(scores.softmax(-1)), dropout_p) @ value
 
 
 def _in_blocks(size: int, x: Tensor) -> Tensor:
