@@ -11,7 +11,8 @@ LABELS = (
     *(f"int{bits} g64 affine" for bits in (4, 3, 2, 1)),
     "fp8 e4m3 row", "mxfp8 e4m3", "mxint8", "mxfp6 e2m3", "fp4 e2m1 g64", "fp4 e2m1 g128", "mxfp4", "nvfp4",
     "int4 g128 progressive", "nf4 g64", "nf4 row", "log2 5bit row", "log-sqrt2 5bit row", "rf8 row",
-    "ternary row", "binary row", "binary2 row", "binary3 row", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0",
+    "ternary row", "binary row", "binary2 row", "binary3 row", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl",
+    "q2_k", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k", "tq1_0", "tq2_0",
 )  # fmt: skip
 
 

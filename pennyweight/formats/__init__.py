@@ -7,7 +7,7 @@ from pennyweight.formats.affine import Affine
 from pennyweight.formats.binary import Binary
 from pennyweight.formats.dense import Dense
 from pennyweight.formats.format import Columns, Compressed, Field, Fitted, Format, Linear, Part, Scalar
-from pennyweight.formats.gguf import Legacy
+from pennyweight.formats.gguf import KQuant, Legacy, TernaryBlocks
 from pennyweight.formats.grid import Grid, Scales
 from pennyweight.formats.logarithmic import Logarithmic
 from pennyweight.formats.microscaling import Microscaling
@@ -25,6 +25,7 @@ FORMATS: tuple[type[Format], ...] = (
     Binary,
     Dense,
     Grid,
+    KQuant,
     Legacy,
     Logarithmic,
     Microscaling,
@@ -34,6 +35,7 @@ FORMATS: tuple[type[Format], ...] = (
     Progressive,
     ResidualBinary,
     Ternary,
+    TernaryBlocks,
     TwoShifts,
 )
 
