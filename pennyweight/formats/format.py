@@ -32,7 +32,7 @@ class Field:
         levels: number of different codes, 2 to 256; None for a field of numbers.
         dtype: of numbers.
         by_row: whether its first dimension are the outputs, so that rows of it can be cut out.
-        packed: bits of all of it, where a format packs it in a way of its own.
+        packed: bits of all of it, where `pack` of the format lays it out in another way than the field's.
     """
 
     name: str

@@ -16,6 +16,7 @@ from pennyweight.formats.gguf import KQuant, Legacy, TernaryBlocks
 SHAPE = (24, 256)
 EVERY = (*Legacy.types(), *KQuant.types(), *TernaryBlocks.types())
 SEARCHED = (*KQuant.types(), "iq4_nl")  # by llama.cpp alone; the package quantizes all others
+AT_MOST = {"q2_k": 0.95, "q3_k": 0.997, "iq4_xs": 0.971, "q4_k": 0.97, "q5_k": 0.9, "q6_k": 0.948, "iq4_nl": 0.983}
 every = pytest.mark.parametrize("name", EVERY)
 every_plain = pytest.mark.parametrize("name", [name for name in EVERY if name not in SEARCHED])
 every_searched = pytest.mark.parametrize("name", SEARCHED)
@@ -160,7 +161,7 @@ def test_the_search_loses_less_than_the_published_one(name: str, heavy: bool, we
     back = ours.decode(ours.store(w, importance=importance).tensors, SHAPE).double()
     twin = torch.from_numpy(k_quants.quantized(w.double().numpy(), importance.double().numpy(), name))
     lost = [((x - w).square() * importance).reshape(SHAPE[0], -1).sum(1) for x in (back, twin)]
-    assert float(lost[0].sum()) < float(lost[1].sum()) * {"q3_k": 1.0, "iq4_nl": 0.99}.get(name, 0.98)
+    assert float(lost[0].sum()) < float(lost[1].sum()) * AT_MOST[name]
     assert (lost[0] < 1.1 * lost[1]).all()  # nor is a single block much worse
 
 

@@ -8,9 +8,10 @@ size gets the lowest code (its scale may be negative), Q8_0 keeps ±127, Q4_1 an
 Departs from it: the search tries shares of the range with a least-squares refit, weights count as `importance` says,
 never by their size, codes are chosen with the scale as float16 reads it back, and Q8_0 may hold −128 after a search.
 
-When to use it: for llama.cpp, where the number of inputs is a multiple of 32; of the types of 4.5 bits IQ4_NL loses
-least. Cost: a look-up for every weight that an engine decodes in IQ4_NL. Known failures: IQ4_NL has no zero, so weights
-that were pruned come back as a small number, unless all of a block are zero.
+When to use it: for llama.cpp, where the number of inputs is a multiple of 32 and not of 256, for which Q4_K loses less
+at the same size. On normal weights the relative squared error is .0065 in Q4_0 and .0054 in IQ4_NL. Cost: the search
+rounds every weight some 60 times, some 80 with a minimum; an engine looks every code of IQ4_NL up. Known failures:
+IQ4_NL has no zero, so weights that were pruned come back as a small number, unless all of a block are zero.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from pennyweight.formats.gguf.search import as_half, extreme, solve_pair
 
 SLACK = (-1.0, 0.0, 1.0, 2.0)  # whole numbers that candidates leave unused at the end of their range; below 0 clips
 ROUNDS = 2
-LEAST = torch.tensor(2.0**-24)  # above zero in float16
+LEAST = 2.0**-24  # above zero in float16
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,4 +156,4 @@ class Joint:
 def _not_zero(scale: Tensor) -> Tensor:
     """In float16, the least there is where that would be zero: whole numbers then use less of their range."""
     stored = as_half(scale)
-    return torch.where((stored == 0) & (scale != 0), LEAST.copysign(scale), stored)
+    return torch.where((stored == 0) & (scale != 0), LEAST * scale.sign(), stored)
