@@ -10,7 +10,8 @@ counts weights by their size too where it can: so it is held to an error here th
 
 With a model (SmolLM2-135M-Instruct with its channels permuted, see benchmarks/peer_scripts/make_model.py) its down
 projections are among the weights, importance E[x²]. Then all linear weights with a multiple of 256 inputs are stored
-in each of `--types` by either, the rest stays, and windows of 256 tokens of the test text are scored in float32.
+in each of `--types` by either, the rest stays, and windows of 256 tokens of the test text are scored in float32. Rows
+of an earlier run with the same settings and other types are kept.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from pennyweight.statistics import Statistics
 
 TYPES = (*Legacy.types(), *KQuant.types(), *TernaryBlocks.types())
 SHAPE = (512, 1536)
-OURS = ("round_to_nearest", "gptq", "coordinate_descent")
+OURS = ("round_to_nearest", "gptq")
 Store = Callable[[str, Tensor, Tensor | None], Tensor]
 
 
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("--test", type=Path)
     parser.add_argument("--types", default="q4_k,q6_k", help="of the second part, with a comma between")
     parser.add_argument("--windows", type=int, default=24)
-    parser.add_argument("--calibration-windows", type=int, default=64)
+    parser.add_argument("--calibration-windows", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the library has one
@@ -61,9 +62,9 @@ def main() -> None:
     student = torch.randn(SHAPE, generator=generator) / (chi.square().sum(0) / 5).sqrt()
     importance = torch.randn(SHAPE[1], generator=generator).exp()
     weights = {"normal": [(normal / 50, importance)], "student t5": [(student / 50, importance)]}
-    result = {**machine.facts(arguments.seed), "ggml": version, "threads": 1, "shape": SHAPE}
+    facts = {**machine.facts(arguments.seed), "ggml": version, "threads": 1, "shape": list(SHAPE)}
     if arguments.model is None:
-        result["errors"] = errors(weights, llama)
+        result = facts | {"errors": errors(weights, llama)}
         machine.write("gguf_types", result)
         show(result)
         return
@@ -81,15 +82,19 @@ def main() -> None:
             (parameters[site.parameter].data, statistics.require_gram().diagonal())
             for site, statistics in (found[i] for i in (0, last // 2, last))
         ]
-        result |= {
+        settings = {
             "model": "SmolLM2-135M-Instruct, channels permuted", "windows": arguments.windows, "tokens": 256,
-            "calibration_windows": arguments.calibration_windows, "errors": errors(weights, llama),
+            "calibration_windows": arguments.calibration_windows, "seed": arguments.seed, "ggml": version,
         }  # fmt: skip
+        types = arguments.types.split(",")
+        rows = machine.kept("gguf_types", settings, lambda row: row["type"] in types)
         before = [scores(model, window) for window in test]
-        result |= {"reference": perplexity(before, test), "perplexities": []}
-        for type in arguments.types.split(","):
-            for name in (*OURS, "llama.cpp", "llama.cpp, no importance"):
-                result["perplexities"].append(scored(type, name, model, found, test, before, llama, arguments.seed))
+        reference = {"reference": perplexity(before, test)}
+        result = {**facts, **settings, **reference, "errors": errors(weights, llama), "rows": rows}
+        for type in types:
+            for name in (*OURS, "llama.cpp"):
+                rows.append({"commit": facts["commit"], **scored(type, name, model, found, test, before, llama)})
+                print(rows[-1], flush=True)
                 machine.write("gguf_types", result)  # after each: a row takes a minute
     show(result)
 
@@ -151,7 +156,7 @@ def sites(network: Network) -> list[Site]:
 
 def scored(
     type: str, name: str, model: nn.Module, found: list[tuple[Site, Statistics]], test: Tensor, before: list[Tensor],
-    llama: Store, seed: int,
+    llama: Store,
 ) -> dict[str, Any]:  # fmt: skip
     """Store the weights, score, and put them back."""
     parameters, originals, format = dict(model.named_parameters()), dict[str, Tensor](), formats.parse(type)
@@ -160,21 +165,19 @@ def scored(
         weight = parameters[site.parameter].data
         if name in OURS:
             method = catalogue.find(name, "quantization")
-            back = method.compress(weight, statistics, format, generator=stream(seed, site.name, name)).dequantize()
+            back = method.compress(weight, statistics, format, generator=stream(0, site.name, name)).dequantize()
         else:
-            back = llama(type, weight, statistics.require_gram().diagonal() if name == "llama.cpp" else None)
+            back = llama(type, weight, statistics.require_gram().diagonal())
         originals[site.parameter], parameters[site.parameter].data = weight, back
     seconds = time.process_time() - start
     after = [scores(model, window) for window in test]
     for parameter, weight in originals.items():
         parameters[parameter].data = weight
     kl = sum(float((p.exp() * (p - q)).double().sum()) for p, q in zip(before, after, strict=True))
-    row = {
+    return {
         "type": type, "by": name, "perplexity": perplexity(after, test), "kl": kl / test[:, 1:].numel(),
         "cpu_seconds": seconds,
     }  # fmt: skip
-    print(row, flush=True)
-    return row
 
 
 def perplexity(found: list[Tensor], test: Tensor) -> float:
@@ -197,7 +200,7 @@ def show(result: dict[str, Any]) -> None:
         )
     console = Console(width=120)
     console.print(table)
-    for row in result.get("perplexities", []):
+    for row in result.get("rows", []):
         console.print(
             f"{row['type']} {row['by']:26} {row['perplexity']:.4f} kl {row['kl']:.6f} {row['cpu_seconds']:.0f} s"
         )
