@@ -34,7 +34,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 # Long: about two hours on two cores. The peers need environments of their own and two texts that are not in the project:
-# make bench TRAIN=train.txt TEST=test.txt
+# make bench TRAIN=train.txt TEST=test.txt, and GGML=libggml-base.so for what llama.cpp's own quantizer gives
 bench: $(STAMP)
 	$(BIN)/python benchmarks/linear.py
 	$(BIN)/python benchmarks/grid_error.py
@@ -53,6 +53,9 @@ ifneq ($(TRAIN),)
 	$(BIN)/python benchmarks/activations.py --model build/model --calibration $(TRAIN) --test $(TEST)
 	$(BIN)/python benchmarks/certificate_agreement.py --model build/model --text $(TEST)
 	$(BIN)/python benchmarks/peers.py --work build/peers --calibration $(TRAIN) --test $(TEST) --peers llmcompressor,gptqmodel
+ifneq ($(GGML),)
+	$(BIN)/python benchmarks/gguf_types.py --library $(GGML) --model build/model --calibration $(TRAIN) --test $(TEST)
+endif
 endif
 
 clean:

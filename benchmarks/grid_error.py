@@ -16,7 +16,8 @@ LABELS = (
     "vector2 16 row", "vector2 64 row", "vector4 16 row", "vector4 256 row", "vector4 256 g64",
     "vector1 16 g64", "vector2 256 g64", "vector8 256 row",
     "fairy1 row", "fairy2 row", "fairy2 tensor", "fairy3 row",
-    "q4_0", "q4_1", "q5_0", "q5_1", "q8_0",
+    "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl",
+    "q2_k", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k", "tq1_0", "tq2_0",
 )  # fmt: skip
 
 

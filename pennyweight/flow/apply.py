@@ -222,10 +222,13 @@ def _stacked(members: list[Site], network: Network) -> Tensor:
 def squares(result: Compressed, weight: Tensor, gram: Tensor, start: int, stop: int) -> tuple[float, float]:
     """Mean squared change and mean square of some outputs, a few rows at a time."""
     changed = whole = 0.0
+    alone = all(part.format.rows_stand_alone for part in result.parts)
+    all_of_it = None if alone else result.dequantize()  # rows that share parameters cannot be cut out
     for first in range(start, stop, ROWS):
         last = min(first + ROWS, stop)
         before = weight[first:last]
-        change = result.rows(first, last).dequantize().sub_(before)
+        after = result.rows(first, last).dequantize() if all_of_it is None else all_of_it[first:last]
+        change = after - before
         changed += float(linear(change, gram).mul_(change).double().sum())
         whole += float(linear(before, gram).mul_(before).double().sum())
     return changed, whole

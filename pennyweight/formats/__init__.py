@@ -8,7 +8,7 @@ from pennyweight.formats.binary import Binary
 from pennyweight.formats.dense import Dense
 from pennyweight.formats.fairy2i import Fairy2i
 from pennyweight.formats.format import Columns, Compressed, Field, Fitted, Format, Linear, Part, Refittable, Scalar
-from pennyweight.formats.gguf import Legacy
+from pennyweight.formats.gguf import KQuant, Legacy, TernaryBlocks
 from pennyweight.formats.grid import Grid, Scales
 from pennyweight.formats.k_means import KMeans
 from pennyweight.formats.logarithmic import Logarithmic
@@ -30,6 +30,7 @@ FORMATS: tuple[type[Format], ...] = (
     Fairy2i,
     Grid,
     KMeans,
+    KQuant,
     Legacy,
     Logarithmic,
     Microscaling,
@@ -39,6 +40,7 @@ FORMATS: tuple[type[Format], ...] = (
     Progressive,
     ResidualBinary,
     Ternary,
+    TernaryBlocks,
     TwoShifts,
     Vectors,
 )

@@ -32,6 +32,7 @@ class Field:
         levels: number of different codes, 2 to 256; None for a field of numbers.
         dtype: of numbers.
         by_row: whether its first dimension are the outputs, so that rows of it can be cut out.
+        packed: bits of all of it, where `pack` of the format lays it out in another way than the field's.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Field:
     levels: int | None = None
     dtype: Any = torch.uint8
     by_row: bool = True
+    packed: int | None = None
 
     @property
     def count(self) -> int:
@@ -48,6 +50,8 @@ class Field:
     @property
     def bits(self) -> int:
         """Stored for all elements: ternary codes five a byte, all others in their whole number of bits."""
+        if self.packed is not None:
+            return self.packed
         if self.levels is None:
             return 8 * int(self.dtype.itemsize) * self.count
         if self.levels == 3:

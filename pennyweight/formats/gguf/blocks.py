@@ -18,9 +18,10 @@ from torch import Tensor
 from pennyweight.errors import InvalidFormat
 from pennyweight.formats.format import Field, Part, Scalar
 from pennyweight.formats.gguf.layout import Piece, read_blocks, write_blocks
-from pennyweight.formats.gguf.search import Numbers
+from pennyweight.formats.gguf.numbers import Numbers
 from pennyweight.formats.sharing import Sharing
 
+SMALL = "choose q4_0, q4_1, q5_0, q5_1, q8_0 or iq4_nl, whose blocks are of 32 inputs"
 CHUNK = 1 << 17  # weights searched at once: small enough to stay in the cache
 
 
@@ -87,7 +88,7 @@ class Blocks(Scalar):
 
     @property
     def sharing(self) -> Sharing:
-        """Sub-blocks: the inputs that share a step."""
+        """Whole blocks, which share what lies beside their codes."""
         return Sharing(1, self.inputs_multiple)
 
     def blocks(self, shape: tuple[int, ...]) -> int:
@@ -103,7 +104,7 @@ class Blocks(Scalar):
             f"{columns} inputs do not split into blocks of {block} "
             f"({columns // block} blocks, {columns % block} left over)",
             expected=f"a multiple of {block} inputs for {self.type}",
-            mend="keep it dense", site=self.type,
+            mend=SMALL if columns % 32 == 0 else "keep it dense: no GGUF block type fits", site=self.type,
         )  # fmt: skip
 
     def fields(self, shape: tuple[int, ...]) -> Sequence[Field]:
@@ -132,7 +133,7 @@ class Blocks(Scalar):
         rows, columns = weight.shape
         blocks = self.blocks((rows, columns))
         w = weight.float().reshape(rows, blocks, -1)
-        shared = torch.ones(columns) if importance is None else importance.float()
+        shared = torch.ones(columns) if importance is None else _of_mean_one(importance)
         step = max(1, CHUNK // columns)
         found = [
             self.search_blocks(w[start : start + step], shared.reshape(1, blocks, -1), search)
@@ -148,6 +149,12 @@ class Blocks(Scalar):
                 f"a scale of {self.type} overflows float16", expected="weights whose range fits float16", site=self.type
             )
         return BlockScales(self, stored)
+
+
+def _of_mean_one(importance: Tensor) -> Tensor:
+    """So that products of several sums stay within float32."""
+    mean = importance.double().mean()
+    return (importance / torch.where(mean > 0, mean, 1)).float()
 
 
 class BlockScales:

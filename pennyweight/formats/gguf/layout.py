@@ -1,8 +1,8 @@
 """How a GGUF block lies in memory: pieces one after the other, each with some bits of some fields.
 
-Every piece follows one rule. The elements of a block are cut into stretches of `8 / bits` runs; byte j of a stretch
-holds element j of each run, the first run in its lowest bits. With runs of 16 and 4 bits that is "low nibbles are
-elements 0 to 15, high nibbles 16 to 31"; with runs of one and 1 bit it is a little-endian bit mask.
+Almost all follow one rule; `pieces.py` has the others. The elements of a block are cut into stretches of `8 / bits`
+runs; byte j of a stretch holds element j of each run, the first run in its lowest bits. With runs of 16 and 4 bits that
+is "low nibbles are elements 0 to 15, high nibbles 16 to 31"; with runs of one and 1 bit it is a little-endian bit mask.
 """
 
 from __future__ import annotations

@@ -1,14 +1,17 @@
-"""GGUF types with blocks of 32 and one float16 scale: Q4_0, Q5_0, Q8_0, and with a minimum besides Q4_1, Q5_1.
+"""GGUF types with blocks of 32 and one float16 scale: Q4_0, Q5_0, Q8_0, IQ4_NL; with a minimum besides Q4_1, Q5_1.
 
-Source: llama.cpp, ggml/src/ggml-quants.c, and the reference reader in its Python package `gguf`. Q4_0, Q5_0 and Q8_0
-are scale · (code − 2^(b−1)), Q4_1 and Q5_1 scale · code + minimum. `search=False` gives the rules of that file: the
-weight of the largest size gets the lowest code (its scale may be negative), Q8_0 keeps ±127, Q4_1 and Q5_1 the whole
-range.
+Source: llama.cpp, ggml/src/ggml-quants.c (IQ4_NL: pull request 5590 by I. Kawrakow), and the reference reader in its
+Python package `gguf`. Q4_0, Q5_0 and Q8_0 are scale · (code − 2^(b−1)), Q4_1 and Q5_1 scale · code + minimum, and
+IQ4_NL is scale · one of sixteen uneven numbers. `search=False` gives the rules of that file: the weight of the largest
+size gets the lowest code (its scale may be negative), Q8_0 keeps ±127, Q4_1 and Q5_1 the whole range.
 
-Departs from it: the search tries shares of the range with a least-squares refit, codes are chosen with the scale as
-float16 reads it back, and the search may write −128 in Q8_0.
+Departs from it: the search tries shares of the range with a least-squares refit, weights count as `importance` says,
+never by their size, codes are chosen with the scale as float16 reads it back, and Q8_0 may hold −128 after a search.
 
-When to use it: for llama.cpp, where the number of inputs is a multiple of 32.
+When to use it: for llama.cpp, where the number of inputs is a multiple of 32 and not of 256, for which Q4_K loses less
+at the same size. On normal weights the relative squared error is .0065 in Q4_0 and .0054 in IQ4_NL. Cost: the search
+rounds every weight some 60 times, some 80 with a minimum; an engine looks every code of IQ4_NL up. Known failures:
+IQ4_NL has no zero, so weights that were pruned come back as a small number, unless all of a block are zero.
 """
 
 from __future__ import annotations
@@ -23,10 +26,11 @@ from torch import Tensor
 from pennyweight.formats.format import Field
 from pennyweight.formats.gguf.blocks import Blocks
 from pennyweight.formats.gguf.layout import Bits, Piece, Whole, half
-from pennyweight.formats.gguf.search import Numbers, as_half, extreme, search_ranges, search_steps, whole_numbers
+from pennyweight.formats.gguf.numbers import Numbers, uneven_numbers, whole_numbers
+from pennyweight.formats.gguf.search import as_half, extreme, search_ranges, search_steps
 
 BLOCK = 32
-BITS = {"q4_0": 4, "q4_1": 4, "q5_0": 5, "q5_1": 5, "q8_0": 8}
+BITS = {"q4_0": 4, "q4_1": 4, "q5_0": 5, "q5_1": 5, "q8_0": 8, "iq4_nl": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,7 @@ class Legacy(Blocks):
     """Blocks of 32 weights with one scale, and some with a minimum (GGUF).
 
     Args:
-        type: q4_0, q4_1, q5_0, q5_1 or q8_0.
+        type: q4_0, q4_1, q5_0, q5_1, q8_0 or iq4_nl.
 
     Raises:
         InvalidFormat: a type that is none of these.
@@ -46,7 +50,7 @@ class Legacy(Blocks):
 
     @classmethod
     def types(cls) -> Sequence[str]:
-        """Q4_0 to Q8_0."""
+        """Q4_0 to Q8_0, and IQ4_NL."""
         return tuple(BITS)
 
     @classmethod
@@ -60,8 +64,10 @@ class Legacy(Blocks):
         return self.type in ("q4_1", "q5_1")
 
     def numbers(self) -> Numbers:
-        """Whole numbers, from zero with a minimum, around zero without."""
+        """Whole numbers, from zero with a minimum, around zero without; those of IQ4_NL are uneven."""
         levels = 1 << BITS[self.type]
+        if self.type == "iq4_nl":
+            return uneven_numbers()
         return whole_numbers(0, levels - 1) if self.has_minimum else whole_numbers(-levels // 2, levels // 2 - 1)
 
     def fields_of(self, rows: int, blocks: int, columns: int) -> Sequence[Field]:
