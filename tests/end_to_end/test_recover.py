@@ -17,7 +17,7 @@ from pennyweight.errors import InvalidFormat, InvalidMethod, InvalidPlan
 from pennyweight.flow import recover
 from pennyweight.plan import Plan, Step
 
-METHODS = ("block_wise(steps=40)", "end_to_end(steps=40)")
+METHODS = ("block_wise(steps=40)", "end_to_end(steps=20,scale_rate=0.005,rate=0.002)")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_every_method_gains_and_the_ledger_says_so(
     plain, block, whole, both = kl
     assert block < 0.97 * plain
     assert whole < plain
-    assert both < 0.8 * plain
+    assert both < 0.95 * plain
 
 
 def test_killed_on_the_way(llama: Path, text: Path, plan: Plan, nursery: Nursery, tmp_path: Path) -> None:
