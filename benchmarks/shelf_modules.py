@@ -3,9 +3,9 @@
     python benchmarks/shelf_modules.py [--only "resnet;mamba"] [--items 300] [--seed 0]
 
 The networks of benchmarks/any_module.py (MiniLM, a ResNet and a ViT trained on drawn shapes, a Mixtral trained on
-bytes) and a Mamba trained on the same bytes. Embeddings stay as they are. Groups of 32 inputs; where they do not
-divide a matrix's inputs, its rows are one group. For MiniLM: one minus the cosine of embeddings; for all others: KL of
-the predictions, nats. Seconds are of the process, for the rounding alone.
+bytes) and a Mamba trained on the same bytes for some steps. Embeddings stay as they are. Groups of 32 inputs; where
+they do not divide a matrix's inputs, its rows are one group. For MiniLM: one minus the cosine of embeddings; for all
+others: KL of the predictions, nats. Seconds are of the process, for the rounding alone.
 """
 
 import argparse
@@ -35,16 +35,18 @@ NETWORKS: Mapping[str, Callable[[], Prepared]] = {
     "resnet": lambda: networks.prepare_vision(networks.resnet, "x", 600, 4e-3),
     "vit": lambda: networks.prepare_vision(networks.vit, "pixel_values", 700, 2e-3),
     "mixtral": lambda: networks.prepare_bytes(networks.mixtral, steps=200),
-    "mamba": lambda: networks.prepare_bytes(networks.mamba, steps=200),
+    "mamba": lambda: networks.prepare_bytes(networks.mamba, steps=40),
 }  # fmt: skip
 STEPS = [
     f"{method} int{bits} g32 asym"
     for bits in (4, 3, 2)
     for method in (
-        "round_to_nearest(search=False)", "round_to_nearest", "percentile", "hqq", "awq_clip", "adaquant", "gptq",
+        "round_to_nearest(search=False)", "round_to_nearest", "percentile", "awq_clip", "adaquant", "gptq",
         "coordinate_descent",
     )
-] + ["decoupleq int2 g32 affine", "gptq int2 g32 affine", "gptq nf4 g32", "zeroquant_fp fp4 e2m1 g32"]  # fmt: skip
+] + [f"{method} int{bits} g32 affine" for bits in (4, 3, 2) for method in ("hqq", "decoupleq", "gptq")] + [
+    "gptq nf4 g32", "zeroquant_fp fp4 e2m1 g32"
+]  # fmt: skip
 
 
 def main() -> None:
