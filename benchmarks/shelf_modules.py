@@ -3,9 +3,9 @@
     python benchmarks/shelf_modules.py [--only "resnet;mamba"] [--items 300] [--seed 0]
 
 The networks of benchmarks/any_module.py (MiniLM, a ResNet and a ViT trained on drawn shapes, a Mixtral trained on
-bytes) and a Mamba trained on the same bytes for some steps. Embeddings stay as they are. Groups of 32 inputs; where
-they do not divide a matrix's inputs, its rows are one group. For MiniLM: one minus the cosine of embeddings; for all
-others: KL of the predictions, nats. Seconds are of the process, for the rounding alone.
+bytes) and a Mamba trained on the same bytes for some steps. Embeddings and depthwise convolutions stay as they are.
+Groups of 32 inputs; where they do not divide a matrix's inputs, its rows are one group. For MiniLM: one minus the
+cosine of embeddings; for all others: KL of the predictions, nats. Seconds are of the process, for the rounding alone.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def measured(name: str, given: Prepared, items: int, seed: int) -> list[dict[str
         step, start = Step.parse(label), time.process_time()
         compressed, bits, elements = {}, 0, 0
         for tensor, (main_site, *_) in sites_by_tensor(network).items():
-            if main_site.role == "embedding":
+            if main_site.role == "embedding" or seen[tensor].statistics(tensor)[0][0] is None:
                 continue
             weight = main_site.matrix(module.get_parameter(tensor).detach()).float()
             own = fitting(step, weight, len(seen[tensor].statistics(tensor)))
