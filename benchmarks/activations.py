@@ -20,6 +20,7 @@ import machine
 import torch
 from rich.console import Console
 from rich.table import Table
+from scoring import compared, scores
 from torch import Tensor, nn
 
 from pennyweight import catalogue, formats
@@ -142,26 +143,8 @@ def measured(
     if "down" in way:
         inputs |= {site: way["down"] for site in sites if site.endswith("down_proj")}
     fitted = quantizers({site: Input.parse(label) for site, label in inputs.items()}, seen)
-    loss = kl = base = same = 0.0
     with activations(model, fitted):
-        for window, p in zip(test, before, strict=True):
-            q, labels = scores(model, window), window[1:, None]
-            loss -= float(q.gather(1, labels).double().sum())
-            base -= float(p.gather(1, labels).double().sum())
-            kl += float((p.exp() * (p - q)).double().sum())
-            same += float((p.argmax(-1) == q.argmax(-1)).sum())
-    count = test[:, 1:].numel()
-    return {
-        "perplexity": float(torch.tensor(loss / count).exp()), "reference": float(torch.tensor(base / count).exp()),
-        "kl": kl / count, "agreement": same / count,
-    }  # fmt: skip
-
-
-@torch.no_grad()
-def scores(model: nn.Module, window: Tensor) -> Tensor:
-    """Log-probabilities of every position but the last."""
-    found: Tensor = model(input_ids=window[None], use_cache=False).logits[0, :-1].log_softmax(-1)
-    return found
+        return compared(model, test, before)
 
 
 def show(rows: list[dict[str, Any]]) -> None:

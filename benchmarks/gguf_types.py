@@ -27,7 +27,7 @@ import torch
 from gguf import GGMLQuantizationType, quants
 from rich.console import Console
 from rich.table import Table
-from shelf import scores
+from scoring import scores
 from torch import Tensor, nn
 
 import pennyweight as pw

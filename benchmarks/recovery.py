@@ -20,7 +20,7 @@ import machine
 import torch
 from rich.console import Console
 from rich.table import Table
-from shelf import scores
+from scoring import compared, scores
 from torch import Tensor
 
 import pennyweight as pw
@@ -104,20 +104,10 @@ def scored(applied: Applied, model: torch.nn.Module, test: Tensor, before: list[
         if site.name in applied.keys:
             originals[site.parameter] = parameters[site.parameter].data
             parameters[site.parameter].data = applied.compressed(site).dequantize()
-    loss = base = kl = same = 0.0
-    for window, kept in zip(test, before, strict=True):
-        q, p, labels = scores(model, window), kept.float(), window[1:, None]
-        loss -= float(q.gather(1, labels).double().sum())
-        base -= float(p.gather(1, labels).double().sum())
-        kl += float((p.exp() * (p - q)).double().sum())
-        same += float((p.argmax(-1) == q.argmax(-1)).sum())
+    found = compared(model, test, before)
     for name, weight in originals.items():
         parameters[name].data = weight
-    count = test[:, 1:].numel()
-    return {
-        "perplexity": float(torch.tensor(loss / count).exp()), "reference": float(torch.tensor(base / count).exp()),
-        "kl": kl / count, "agreement": same / count,
-    }  # fmt: skip
+    return found
 
 
 def show(rows: list[dict[str, Any]]) -> None:

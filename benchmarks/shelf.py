@@ -19,6 +19,7 @@ import machine
 import torch
 from rich.console import Console
 from rich.table import Table
+from scoring import compared, scores
 from torch import Tensor, nn
 
 import pennyweight as pw
@@ -92,28 +93,10 @@ def measured(
         originals[site.parameter], parameters[site.parameter].data = weight, result.dequantize()
         bits, elements = bits + result.bits, elements + site.elements
     seconds = time.process_time() - start
-    loss = kl = same = base = 0.0
-    for window, p in zip(test, before, strict=True):
-        q, labels = scores(model, window), window[1:, None]
-        loss -= float(q.gather(1, labels).double().sum())
-        base -= float(p.gather(1, labels).double().sum())
-        kl += float((p.exp() * (p - q)).double().sum())
-        same += float((p.argmax(-1) == q.argmax(-1)).sum())
+    found = compared(model, test, before)
     for name, weight in originals.items():
         parameters[name].data = weight
-    count = test[:, 1:].numel()
-    return {
-        "bits": bits / elements, "perplexity": float(torch.tensor(loss / count).exp()),
-        "reference": float(torch.tensor(base / count).exp()), "kl": kl / count, "agreement": same / count,
-        "cpu_seconds": seconds,
-    }  # fmt: skip
-
-
-@torch.no_grad()
-def scores(model: nn.Module, window: Tensor) -> Tensor:
-    """Log-probabilities of every position but the last."""
-    found: Tensor = model(input_ids=window[None], use_cache=False).logits[0, :-1].log_softmax(-1)
-    return found
+    return {"bits": bits / elements, **found, "cpu_seconds": seconds}
 
 
 def show(rows: list[dict[str, Any]]) -> None:

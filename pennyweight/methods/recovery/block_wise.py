@@ -6,7 +6,7 @@ inputs come from the blocks compressed before it, targets from the reference. Ch
 learns the rounding alone in the same place.
 Departs from them: it starts where a quantizer of single layers ended; the error is relative to the output.
 
-When: at two and three bits, for networks that do not fit into memory four times; before `end_to_end`. Cost: a step is
+When: at two and three bits, for networks that do not fit into memory six times; before `end_to_end`. Cost: a step is
 a pass of one block forward and backward; memory for one block. Known failures: with less than some ten thousand tokens
 the last blocks are fitted too closely; the batches held out tell, block by block, and such a block stays as it was.
 """
@@ -26,7 +26,7 @@ from pennyweight.piece import Piece, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockWise:
+class BlockWise(Schedule):
     """Lower the squared error of a block's output by Adam, on codes and on what tiles share.
 
     Args:
@@ -45,14 +45,6 @@ class BlockWise:
     rate: float = 0.005
     scale_rate: float = 0.01
 
-    def __post_init__(self) -> None:
-        _ = self.schedule
-
-    @property
-    def schedule(self) -> Schedule:
-        """How long and how fast."""
-        return Schedule(steps=self.steps, batches=self.batches, rate=self.rate, scale_rate=self.scale_rate)
-
     def recover(
         self, piece: Piece, parts: Mapping[str, Part], weights: Weights, *, seed: int, advance: Callable[[], None]
     ) -> tuple[dict[str, Part], dict[str, Any]]:
@@ -61,7 +53,7 @@ class BlockWise:
         Raises:
             InvalidFormat: a format without parameters that can be learnt.
         """
-        return learn(piece, parts, weights, relative_error, self.schedule, seed=seed, advance=advance)
+        return learn(piece, parts, weights, relative_error, self, seed=seed, advance=advance)
 
 
 def relative_error(piece: Piece, values: Weights, batch: int) -> Tensor:

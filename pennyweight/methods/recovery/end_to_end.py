@@ -7,9 +7,9 @@ Departs from it: the loss is KL(reference || compressed) on the calibration text
 the reference is what the certificate compares with; codes may move too.
 
 When: at two and three bits, where no method that looks at one layer is enough; at four bits it gained nothing on
-SmolLM2. Cost: a step is a pass of the network forward and backward over its batch; hidden weights and their averages
-take sixteen bytes a weight, so the network must fit into memory four times over in float32. Known failures: a text
-that is too short is learnt by heart: the batches held out tell, and then nothing is changed.
+SmolLM2. Cost: a step is a pass of the network forward and backward over its batch; the network must fit into memory
+six times over in float32, with hidden weights, their averages, and what is rounded. Known failures: a text that is too
+short is learnt by heart: the batches held out tell, and then nothing is changed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TOKENS = 256  # whose logits are in memory at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class EndToEnd:
+class EndToEnd(Schedule):
     """Lower KL(reference || compressed) of the network by Adam, on codes and on what tiles share.
 
     Args:
@@ -49,14 +49,6 @@ class EndToEnd:
     rate: float = 0.005
     scale_rate: float = 0.02
 
-    def __post_init__(self) -> None:
-        _ = self.schedule
-
-    @property
-    def schedule(self) -> Schedule:
-        """How long and how fast."""
-        return Schedule(steps=self.steps, batches=self.batches, rate=self.rate, scale_rate=self.scale_rate)
-
     def recover(
         self, piece: Piece, parts: Mapping[str, Part], weights: Weights, *, seed: int, advance: Callable[[], None]
     ) -> tuple[dict[str, Part], dict[str, Any]]:
@@ -66,7 +58,7 @@ class EndToEnd:
             InvalidFormat: a format without parameters that can be learnt.
             InvalidMethod: the piece has no logits.
         """
-        return learn(piece, parts, weights, divergence, self.schedule, seed=seed, advance=advance)
+        return learn(piece, parts, weights, divergence, self, seed=seed, advance=advance)
 
 
 def divergence(piece: Piece, values: Weights, batch: int) -> Tensor:
