@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -120,6 +121,20 @@ def test_what_does_not_gain_elsewhere_is_not_kept(kind: type[Any]) -> None:
     assert all(
         torch.equal(part.tensors[name], tensor) for name, tensor in stored(weight, "int2 g32 asym").tensors.items()
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_held_out_are_only_measured(kind: type[Any]) -> None:
+    weight, inputs = layer()
+    piece, trained = piece_of(weight, inputs), set[int]()
+
+    def run(weights: Weights, batch: int) -> Tensor:
+        if torch.is_grad_enabled():
+            trained.add(batch)
+        return piece.run(weights, batch)
+
+    recover(kind, "int2 g32 asym", replace(piece, run=run), weight)
+    assert trained == set(range(BATCHES - 2))
 
 
 @pytest.mark.parametrize("kind", KINDS)
