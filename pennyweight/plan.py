@@ -120,12 +120,14 @@ class Option:
         step: what each of them becomes.
         bytes: what all of them then take on disk.
         damage: predicted rise of KL(reference || compressed), nats per token, were this the only change.
+        milliseconds: a token takes in all of them together, where an engine's times are known.
     """
 
     sites: tuple[str, ...]
     step: Step
     bytes: int
     damage: float
+    milliseconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from pennyweight.errors import InfeasibleBudget, InvalidBudget, InvalidFormat, I
 from pennyweight.export.engines import Engine, find
 from pennyweight.flow.options import Table
 from pennyweight.formats import Dense, Grid
-from pennyweight.methods.allocation import Limit
+from pennyweight.methods.allocation import Limit, Problem
 from pennyweight.network.network import Network
 from pennyweight.plan import Plan, plan_of
 
@@ -119,7 +119,7 @@ class Planner:
                 expected="one linear layer or more in a format it reads",
                 mend="pennyweight inspect MODEL shows what each engine takes", site="--for",
             )  # fmt: skip
-        choices = catalogue.find(self.allocation, "allocation").allocate(self.table.groups, limit)
+        choices = catalogue.find(self.allocation, "allocation").allocate(self.table.groups, Problem.of(limit))
         kept = dict(self.table.kept)
         for option in choices:
             if isinstance(option.step.stages[0].format, Dense):

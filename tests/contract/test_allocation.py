@@ -11,7 +11,7 @@ import pytest
 from pennyweight import catalogue
 from pennyweight.errors import InfeasibleBudget
 from pennyweight.formats import Dense, Grid
-from pennyweight.methods.allocation import Limit
+from pennyweight.methods.allocation import Limit, Problem
 from pennyweight.plan import Option, Stage, Step
 
 METHODS = catalogue.classes("allocation")
@@ -48,11 +48,11 @@ def limits(options: tuple[tuple[Option, ...], ...]) -> list[Limit]:
 def test_one_option_a_group_within_the_limit(kind: type[Any], seed: int) -> None:
     options = table(seed)
     for limit in limits(options):
-        chosen = kind().allocate(options, limit)
+        chosen = kind().allocate(options, Problem.of(limit))
         assert len(chosen) == len(options)
         assert all(option in group for option, group in zip(chosen, options, strict=True))
         assert sum(limit.cost(option) for option in chosen) <= limit.at_most
-        assert kind().allocate(options, limit) == chosen
+        assert kind().allocate(options, Problem.of(limit)) == chosen
 
 
 @every_method
@@ -60,7 +60,9 @@ def test_a_looser_limit_never_costs_more(kind: type[Any]) -> None:
     options = table(3)
     for of in ("bytes", "damage"):
         steps = sorted((limit for limit in limits(options) if limit.of == of), key=lambda limit: limit.at_most)
-        values = [sum(limit.value(o) for o in kind().allocate(options, limit)) for limit in steps]
+        values = [
+            sum(Problem.of(limit).value(o) for o in kind().allocate(options, Problem.of(limit))) for limit in steps
+        ]
         gap = getattr(kind(), "gap", 0.0)
         assert all(loose <= tight * (1 + gap) + 1e-15 for tight, loose in itertools.pairwise(values))
         assert values[-1] < values[0], "a limit that allows everything must buy something"
@@ -71,14 +73,14 @@ def test_a_limit_nobody_meets_names_the_least(kind: type[Any]) -> None:
     options = table(4)
     least = sum(min(o.bytes for o in group) for group in options)
     with pytest.raises(InfeasibleBudget) as error:
-        kind().allocate(options, Limit("bytes", least - 1))
+        kind().allocate(options, Problem.of(Limit("bytes", least - 1)))
     assert f"{least:.6g}" in error.value.expected
     assert f"{least - 1:.6g}" in error.value.happened
     with pytest.raises(InfeasibleBudget):
-        kind().allocate([[o for o in group if o.damage > 0] for group in options], Limit("damage", 1e-12))
+        kind().allocate([[o for o in group if o.damage > 0] for group in options], Problem.of(Limit("damage", 1e-12)))
 
 
 @every_method
 def test_one_group_with_one_option(kind: type[Any]) -> None:
     only = table(5)[0][2]
-    assert kind().allocate([[only]], Limit("bytes", only.bytes)) == (only,)
+    assert kind().allocate([[only]], Problem.of(Limit("bytes", only.bytes))) == (only,)

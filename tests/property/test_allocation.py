@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pennyweight.errors import InfeasibleBudget
 from pennyweight.formats import Grid
-from pennyweight.methods.allocation import IntegerProgram, Limit, Uniform
+from pennyweight.methods.allocation import IntegerProgram, Limit, Problem, Uniform
 from pennyweight.plan import Option, Stage, Step
 
 Table = tuple[tuple[Option, ...], ...]
@@ -47,13 +47,13 @@ def test_the_integer_program_is_as_good_as_trying_everything(table: Table, of: s
     low, high = (total([f(probe.cost(o) for o in group) for group in table]) for f in (min, max))
     limit = Limit(of, (low + share * (high - low)) * (1 + 1e-6))  # type: ignore[arg-type]
     feasible = [
-        total([limit.value(o) for o in choice])
+        total([Problem.of(limit).value(o) for o in choice])
         for choice in itertools.product(*table)
         if total([limit.cost(o) for o in choice]) <= limit.at_most * (1 - 2e-9)
     ]
-    chosen = IntegerProgram(gap=0.0).allocate(table, limit)
+    chosen = IntegerProgram(gap=0.0).allocate(table, Problem.of(limit))
     assert total([limit.cost(o) for o in chosen]) <= limit.at_most
-    assert total([limit.value(o) for o in chosen]) <= min(feasible) * (1 + 1e-6)
+    assert total([Problem.of(limit).value(o) for o in chosen]) <= min(feasible) * (1 + 1e-6)
 
 
 @given(tables, limits_of)
@@ -64,7 +64,9 @@ def test_tightening_never_lowers_the_objective(table: Table, of: str) -> None:
     values = []
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         limit = Limit(of, (low + share * (high - low)) * (1 + 1e-6))  # type: ignore[arg-type]
-        values.append(total([limit.value(o) for o in IntegerProgram(gap=0.0).allocate(table, limit)]))
+        values.append(
+            total([Problem.of(limit).value(o) for o in IntegerProgram(gap=0.0).allocate(table, Problem.of(limit))])
+        )
     assert all(tight >= loose * (1 - 1e-6) for tight, loose in itertools.pairwise(values))
 
 
@@ -75,7 +77,7 @@ def test_what_nothing_meets_is_refused_by_everyone(table: Table, of: str, share:
     least = total([min(probe.cost(o) for o in group) for group in table])
     for method in (IntegerProgram(), Uniform()):
         with pytest.raises(InfeasibleBudget) as error:
-            method.allocate(table, Limit(of, least * share))  # type: ignore[arg-type]
+            method.allocate(table, Problem.of(Limit(of, least * share)))  # type: ignore[arg-type]
         assert f"at least {least:.6g}" in error.value.expected
 
 
@@ -86,9 +88,11 @@ def test_uniform_is_never_better_than_the_integer_program(table: Table, of: str,
     low, high = (total([f(probe.cost(o) for o in group) for group in table]) for f in (min, max))
     limit = Limit(of, (low + share * (high - low)) * (1 + 1e-6))  # type: ignore[arg-type]
     try:
-        uniform = Uniform().allocate(table, limit)
+        uniform = Uniform().allocate(table, Problem.of(limit))
     except InfeasibleBudget:
         return
     if total([limit.cost(o) for o in uniform]) <= limit.at_most * (1 - 2e-9):
-        best = IntegerProgram(gap=0.0).allocate(table, limit)
-        assert total([limit.value(o) for o in best]) <= total([limit.value(o) for o in uniform]) * (1 + 1e-6)
+        best = IntegerProgram(gap=0.0).allocate(table, Problem.of(limit))
+        assert total([Problem.of(limit).value(o) for o in best]) <= total(
+            [Problem.of(limit).value(o) for o in uniform]
+        ) * (1 + 1e-6)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from pennyweight.errors import InfeasibleBudget
+from pennyweight.errors import InfeasibleBudget, InvalidMethod
 from pennyweight.formats import Dense, Grid
-from pennyweight.methods.allocation import IntegerProgram, Limit, Uniform
+from pennyweight.methods.allocation import IntegerProgram, Limit, Problem, Uniform
 from pennyweight.plan import Option, Stage, Step
 
 
@@ -37,7 +39,7 @@ def bits(chosen: tuple[Option, ...]) -> list[int]:
     ],
 )  # fmt: skip
 def test_integer_program_by_hand(limit: Limit, expected: list[int]) -> None:
-    assert bits(IntegerProgram().allocate(TABLE, limit)) == expected
+    assert bits(IntegerProgram().allocate(TABLE, Problem.of(limit))) == expected
 
 
 @pytest.mark.parametrize(
@@ -46,33 +48,35 @@ def test_integer_program_by_hand(limit: Limit, expected: list[int]) -> None:
      (Limit("damage", 0.1), [16, 16]), (Limit("damage", 100), [4, 4])],
 )  # fmt: skip
 def test_uniform_by_hand(limit: Limit, expected: list[int]) -> None:
-    assert bits(Uniform().allocate(TABLE, limit)) == expected
+    assert bits(Uniform().allocate(TABLE, Problem.of(limit))) == expected
 
 
 def test_uniform_keeps_groups_that_lack_the_step_at_their_safest() -> None:
     table = (TABLE[0], (option("b", 16, 100, 0.0), option("b", 8, 50, 0.2)))
-    assert bits(Uniform().allocate(table, Limit("bytes", 125))) == [8, 8]
-    assert bits(Uniform().allocate((TABLE[0], TABLE[1][:1]), Limit("bytes", 125))) == [4, 16]
-    assert bits(Uniform().allocate((TABLE[0][::2], TABLE[1][:2]), Limit("bytes", 125))) == [4, 16]
+    assert bits(Uniform().allocate(table, Problem.of(Limit("bytes", 125)))) == [8, 8]
+    assert bits(Uniform().allocate((TABLE[0], TABLE[1][:1]), Problem.of(Limit("bytes", 125)))) == [4, 16]
+    assert bits(Uniform().allocate((TABLE[0][::2], TABLE[1][:2]), Problem.of(Limit("bytes", 125)))) == [4, 16]
 
 
 def test_uniform_may_fail_where_mixing_would_not() -> None:
     table = (TABLE[0], TABLE[1][:1])
     with pytest.raises(InfeasibleBudget) as error:
-        Uniform().allocate((*table, (option("c", 8, 10, 0.3), option("c", 3, 5, 0.9))), Limit("damage", 0.1))
+        Uniform().allocate(
+            (*table, (option("c", 8, 10, 0.3), option("c", 3, 5, 0.9))), Problem.of(Limit("damage", 0.1))
+        )
     assert "0.3" in error.value.expected
 
 
 @pytest.mark.parametrize("method", [IntegerProgram(), Uniform()])
 def test_the_least_is_named(method: IntegerProgram | Uniform) -> None:
     with pytest.raises(InfeasibleBudget, match="at least 50"):
-        method.allocate(TABLE, Limit("bytes", 49))
+        method.allocate(TABLE, Problem.of(Limit("bytes", 49)))
 
 
 def test_the_order_of_options_does_not_matter() -> None:
     shuffled = tuple(tuple(reversed(group)) for group in TABLE)
     for size in (60, 80, 110, 170):
-        first, second = (IntegerProgram().allocate(t, Limit("bytes", size)) for t in (TABLE, shuffled))
+        first, second = (IntegerProgram().allocate(t, Problem.of(Limit("bytes", size))) for t in (TABLE, shuffled))
         assert first == second
 
 
@@ -81,4 +85,42 @@ def test_tiny_damages_are_told_apart() -> None:
     table = tuple(
         tuple(option(f"s{i}", b, s, d * 1e-9) for b, s, d in ((16, 100, 0.0), (8, 50, 1.0 + i))) for i in range(4)
     )
-    assert bits(IntegerProgram().allocate(table, Limit("damage", 3.5e-9))) == [8, 8, 16, 16]
+    assert bits(IntegerProgram().allocate(table, Problem.of(Limit("damage", 3.5e-9)))) == [8, 8, 16, 16]
+
+
+def timed(group: str, bits: int, size: int, damage: float, milliseconds: float) -> Option:
+    return replace(option(group, bits, size, damage), milliseconds=milliseconds)
+
+
+TIMED = (
+    (timed("a", 16, 100, 0.0, 9.0), timed("a", 8, 50, 0.1, 4.0), timed("a", 4, 25, 1.0, 6.0)),
+    (timed("b", 16, 100, 0.0, 9.0), timed("b", 8, 50, 0.2, 4.0), timed("b", 4, 25, 8.0, 6.0)),
+)
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ([Limit("bytes", 100), Limit("milliseconds", 8)], [8, 8]),
+        ([Limit("bytes", 75), Limit("milliseconds", 10)], [4, 8]),
+        ([Limit("damage", 0.15), Limit("milliseconds", 13)], [8, 16]),
+        ([Limit("damage", 9.5), Limit("milliseconds", 8.5)], [8, 8]),
+        ([Limit("damage", 9.5), Limit("milliseconds", 12), Limit("bytes", 200)], [4, 4]),
+    ],
+)
+def test_several_limits_together(limits: list[Limit], expected: list[int]) -> None:
+    assert bits(IntegerProgram().allocate(TIMED, Problem.of(*limits))) == expected
+
+
+def test_limits_that_contradict_each_other_are_named() -> None:
+    """Sixty bytes need four bits somewhere, which is slower than eight."""
+    with pytest.raises(InfeasibleBudget) as error:
+        IntegerProgram().allocate(TIMED, Problem.of(Limit("bytes", 60), Limit("milliseconds", 9)))
+    assert "bytes at or below 60" in error.value.happened
+    assert "milliseconds at or below 9" in error.value.happened
+    assert "milliseconds of 12" in error.value.expected
+
+
+def test_a_method_of_one_limit_refuses_two() -> None:
+    with pytest.raises(InvalidMethod, match="integer_program"):
+        Problem.of(Limit("bytes", 1), Limit("milliseconds", 1)).only("greedy")

@@ -1,9 +1,9 @@
-"""Who gets what: `allocate(table, limit) -> one option a group`; pure functions over a table of options."""
+"""Who gets what: `allocate(table, problem) -> one option a group`; pure functions over a table of options."""
 
 from pennyweight.methods.allocation.integer_program import IntegerProgram
-from pennyweight.methods.allocation.limit import Limit
+from pennyweight.methods.allocation.limit import Limit, Problem
 from pennyweight.methods.allocation.uniform import Uniform
 
 METHODS = (IntegerProgram, Uniform)
 
-__all__ = ["METHODS", "IntegerProgram", "Limit", "Uniform"]
+__all__ = ["METHODS", "IntegerProgram", "Limit", "Problem", "Uniform"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pennyweight.errors import InfeasibleBudget
-from pennyweight.methods.allocation.limit import Limit
+from pennyweight.methods.allocation.limit import Problem
 from pennyweight.plan import Option
 
 
@@ -22,13 +22,13 @@ class Uniform:
     paper: ClassVar[str] = "common baseline"
     needs: ClassVar[frozenset[str]] = frozenset()
 
-    def allocate(self, table: Sequence[Sequence[Option]], limit: Limit) -> tuple[Option, ...]:
+    def allocate(self, table: Sequence[Sequence[Option]], problem: Problem) -> tuple[Option, ...]:
         """One option a group, the same step wherever a group has it.
 
         Raises:
             InfeasibleBudget: no step meets the limit.
         """
-        limit.check_feasible(table)
+        problem.check_feasible(table)
         if not table:
             return ()
         labels = sorted({option.step.label() for options in table for option in options})
@@ -39,12 +39,12 @@ class Uniform:
             )
             for label in labels
         ]
-        fitting = [c for c in candidates if sum(limit.cost(o) for o in c) <= limit.at_most]
+        fitting = [choice for choice in candidates if problem.fits(choice)]
         if not fitting:
-            least = min(sum(limit.cost(o) for o in c) for c in candidates)
+            limit = next(one for one in problem.limits if all(one.total(c) > one.at_most for c in candidates))
             raise InfeasibleBudget(
                 f"no single step keeps {limit.of} at or below {limit.at_most:.6g}",
-                expected=f"at least {least:.6g}",
+                expected=f"at least {min(limit.total(choice) for choice in candidates):.6g}",
                 mend="raise the budget, or allocate with integer_program",
             )
-        return min(fitting, key=lambda c: sum(limit.value(o) for o in c))
+        return min(fitting, key=problem.total)
