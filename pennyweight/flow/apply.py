@@ -119,22 +119,49 @@ def _apply_block(
     journal: Journal,
     keys: dict[str, tuple[str, int, int, int]],
 ) -> None:
-    """Compress what is not in the journal yet of one block; its statistics are loaded only if something is missing."""
     statistics: dict[str, Statistics] | None = None
     for group in network.groups():
         for members, step in _same_step(group, plan):
             if members[0].block != index:
                 continue
-            names = [site.name for site in members]
-            key = f"sites/{index:04d}-{of_value([names, step.label(), plan.seed])[:16]}.safetensors"
-            if not journal.has(key):
-                statistics = statistics or collected.block(index)
-                tensors, rows = _compress(members, step, network, statistics, plan.seed)
-                journal.save_tensors(key, tensors, {row.site: asdict(row) for row in rows})
+            key, statistics = compress_group(index, members, step, network, collected, journal, plan.seed, statistics)
             start, rows_there = 0, sum(site.shape[0] for site in members)
             for site in members:
                 keys[site.name] = (key, start, start + site.shape[0], rows_there)
                 start += site.shape[0]
+
+
+def compress_group(
+    index: int,
+    members: list[Site],
+    step: Step,
+    network: Network,
+    collected: Collected | None,
+    journal: Journal,
+    seed: int,
+    statistics: dict[str, Statistics] | None,
+) -> tuple[str, dict[str, Statistics] | None]:
+    """Carry one step out on sites of a block that are swept together, unless the journal has it.
+
+    Args:
+        index: of the block.
+        members: of one group, with this step in common.
+        step: of one stage.
+        network: the reference.
+        collected: statistics; None where the journal is known to have the piece.
+        journal: where the piece goes.
+        seed: of the run.
+        statistics: of this block, where they were loaded before.
+
+    Returns:
+        The piece's key, and the statistics if they are loaded by now: they are only if something was missing.
+    """
+    key = f"sites/{index:04d}-{of_value([[site.name for site in members], step.label(), seed])[:16]}.safetensors"
+    if collected is not None and not journal.has(key):
+        statistics = statistics or collected.block(index)
+        tensors, rows = _compress(members, step, network, statistics, seed)
+        journal.save_tensors(key, tensors, {row.site: asdict(row) for row in rows})
+    return key, statistics
 
 
 def _same_step(group: tuple[Site, ...], plan: Plan) -> list[tuple[list[Site], Step]]:

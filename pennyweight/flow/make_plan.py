@@ -11,9 +11,9 @@ from pennyweight.errors import InfeasibleBudget, InvalidBudget, InvalidFormat, I
 from pennyweight.export.engines import Engine, find
 from pennyweight.flow.options import Table
 from pennyweight.formats import Dense, Grid
-from pennyweight.methods.allocation import Limit, Problem
 from pennyweight.network.network import Network
 from pennyweight.plan import Plan, plan_of
+from pennyweight.problem import Limit, Problem
 
 REMAKE = "make a new plan with pennyweight plan MODEL"
 OVERHEAD = 65_536  # bytes of headers, config and index beside the tensors; the exact number is known once written

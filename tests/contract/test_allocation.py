@@ -11,8 +11,8 @@ import pytest
 from pennyweight import catalogue
 from pennyweight.errors import InfeasibleBudget
 from pennyweight.formats import Dense, Grid
-from pennyweight.methods.allocation import Limit, Problem
 from pennyweight.plan import Option, Stage, Step
+from pennyweight.problem import Limit, Problem
 
 METHODS = catalogue.classes("allocation")
 every_method = pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.name)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from pennyweight.errors import InfeasibleBudget
 from pennyweight.formats import Grid
-from pennyweight.methods.allocation import IntegerProgram, Limit, Problem, Uniform
+from pennyweight.methods.allocation import IntegerProgram, Uniform
 from pennyweight.plan import Option, Stage, Step
+from pennyweight.problem import Limit, Problem
 
 Table = tuple[tuple[Option, ...], ...]
 numbers = st.tuples(st.integers(1, 10_000), st.floats(1e-6, 10, allow_subnormal=False))

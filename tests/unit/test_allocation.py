@@ -8,8 +8,9 @@ import pytest
 
 from pennyweight.errors import InfeasibleBudget, InvalidMethod
 from pennyweight.formats import Dense, Grid
-from pennyweight.methods.allocation import IntegerProgram, Limit, Problem, Uniform
+from pennyweight.methods.allocation import IntegerProgram, Uniform
 from pennyweight.plan import Option, Stage, Step
+from pennyweight.problem import Limit, Problem
 
 
 def option(group: str, bits: int, size: int, damage: float) -> Option:

@@ -1,9 +1,8 @@
 """Who gets what: `allocate(table, problem) -> one option a group`; pure functions over a table of options."""
 
 from pennyweight.methods.allocation.integer_program import IntegerProgram
-from pennyweight.methods.allocation.limit import Limit, Problem
 from pennyweight.methods.allocation.uniform import Uniform
 
 METHODS = (IntegerProgram, Uniform)
 
-__all__ = ["METHODS", "IntegerProgram", "Limit", "Problem", "Uniform"]
+__all__ = ["METHODS", "IntegerProgram", "Uniform"]

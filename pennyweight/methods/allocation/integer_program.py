@@ -17,8 +17,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from pennyweight.errors import InfeasibleBudget
-from pennyweight.methods.allocation.limit import Problem, undominated
 from pennyweight.plan import Option
+from pennyweight.problem import Problem, undominated
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pennyweight.errors import InfeasibleBudget
-from pennyweight.methods.allocation.limit import Problem
 from pennyweight.plan import Option
+from pennyweight.problem import Problem
 
 
 @dataclass(frozen=True, kw_only=True)

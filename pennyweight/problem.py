@@ -1,15 +1,22 @@
-"""What an allocation must respect, what it makes small under that, and what to do when nothing can."""
+"""Who gets what, as a problem: a table of options, limits, what is made small under them; and how a choice is tried.
+
+A choice is a number a group: the place of its option in the table. A search does not know what a network is: it asks
+for the KL of choices on so many tokens of a draw, and is told; that whoever answers has remembered an answer from an
+earlier run makes no difference to it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from pennyweight.errors import InfeasibleBudget, InvalidMethod
 from pennyweight.plan import Option
 
+Table = Sequence[Sequence[Option]]
+Choice = tuple[int, ...]
 Quantity = Literal["damage", "bytes", "milliseconds"]
 
 
@@ -33,7 +40,7 @@ class Limit:
         """What a choice adds up to."""
         return sum(self.cost(option) for option in choice)
 
-    def check_feasible(self, table: Sequence[Sequence[Option]]) -> None:
+    def check_feasible(self, table: Table) -> None:
         """Refuse a limit that no allocation meets.
 
         Raises:
@@ -80,7 +87,7 @@ class Problem:
         """Whether a choice respects every limit."""
         return all(limit.total(choice) <= limit.at_most for limit in self.limits)
 
-    def check_feasible(self, table: Sequence[Sequence[Option]]) -> None:
+    def check_feasible(self, table: Table) -> None:
         """Refuse limits that no allocation meets even one at a time.
 
         Raises:
@@ -116,3 +123,32 @@ def undominated(options: Sequence[Option], problem: Problem) -> list[Option]:
         if not any(all(a <= b for a, b in zip(numbers(other), mine, strict=True)) for other in kept):
             kept.append(option)
     return kept
+
+
+def options_of(table: Table, choice: Choice) -> tuple[Option, ...]:
+    """What a choice stands for."""
+    return tuple(options[index] for options, index in zip(table, choice, strict=True))
+
+
+def choice_of(table: Table, options: Sequence[Option]) -> Choice:
+    """The places of options in the table."""
+    return tuple(list(row).index(option) for row, option in zip(table, options, strict=True))
+
+
+class Trials(Protocol):
+    """Measures what choices cost, end to end."""
+
+    @property
+    def most(self) -> int:
+        """Tokens there are in one draw."""
+        ...
+
+    def measure(self, choices: Sequence[Choice], *, tokens: int, draw: int = 0) -> list[float]:
+        """KL(reference || compressed) of each choice, nats per token, all on the same tokens.
+
+        Args:
+            choices: of the table.
+            tokens: of the draw, at most `most`; fewer are the first of more.
+            draw: number of a random order of the windows.
+        """
+        ...

@@ -1,0 +1,92 @@
+"""Every option of a table, carried out once and kept in the journal: what a search puts together and takes apart.
+
+The pieces are those that `apply` looks for, so a plan that a search found is there when it is to be written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pennyweight.flow.apply import compress_group
+from pennyweight.flow.collect import Collected
+from pennyweight.flow.journal import Journal
+from pennyweight.flow.progress import QUIET, Progress
+from pennyweight.formats import Compressed, Dense, Part
+from pennyweight.network.network import Network, Site
+from pennyweight.numerics.memory import release
+from pennyweight.plan import Option
+from pennyweight.problem import Table
+from pennyweight.statistics import Statistics
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """Weights of every option, read from the journal when they are asked for.
+
+    Args:
+        network: what is compressed.
+        table: options of every group.
+        journal: where they lie.
+        seed: of the methods.
+    """
+
+    network: Network
+    table: Table
+    journal: Journal
+    seed: int
+
+    def fill(self, collected: Collected, *, progress: Progress = QUIET) -> None:
+        """Carry out what is not in the journal yet, a block at a time.
+
+        Args:
+            collected: gram matrices of the edges the sites read.
+            progress: told about every option.
+        """
+        count = sum(len(options) for options in self.table)
+        with progress.stage("carrying out every option", count) as advance:
+            for index in range(len(self.network.blocks)):
+                statistics: dict[str, Statistics] | None = None
+                for group in self.groups_of(index):
+                    for option in self.table[group]:
+                        for members in self._together(option):
+                            _, statistics = compress_group(
+                                index, members, option.step, self.network, collected, self.journal, self.seed,
+                                statistics,
+                            )  # fmt: skip
+                        advance()
+                release()
+
+    def groups_of(self, block: int) -> list[int]:
+        """Groups whose sites live in a block."""
+        by_name = self.network.by_name
+        return [g for g, options in enumerate(self.table) if by_name[options[0].sites[0]].block == block]
+
+    def weights(self, option: Option) -> Mapping[str, Tensor]:
+        """What an option puts in place of weights, by parameter, float32; nothing where it keeps them dense."""
+        return dict(self._weights(option))
+
+    def _weights(self, option: Option) -> Iterator[tuple[str, Tensor]]:
+        format = option.step.stages[0].format
+        for members in self._together(option):
+            block = members[0].block
+            assert block is not None
+            key, _ = compress_group(block, members, option.step, self.network, None, self.journal, self.seed, None)
+            rows = sum(site.shape[0] for site in members)
+            whole = Compressed(
+                (Part(format, self.journal.load_tensors(key)),), (rows, members[0].shape[1])
+            ).dequantize()
+            start = 0
+            for site in members:
+                yield site.parameter, whole[start : start + site.shape[0]]
+                start += site.shape[0]
+
+    def _together(self, option: Option) -> list[list[Site]]:
+        """Sites of an option that are swept together: all of them, or each by itself where rows share parameters."""
+        format = option.step.stages[0].format
+        if isinstance(format, Dense):
+            return []
+        sites = [self.network.by_name[name] for name in option.sites]
+        return [sites] if format.rows_stand_alone else [[site] for site in sites]

@@ -1,0 +1,86 @@
+"""What was measured in a search, in one SQLite file: a later run asks it first.
+
+An answer hangs on everything it follows from: the model, the text, the options and how they were carried out. That is
+the `world` of a row, a hash; a study of another model is not touched, it has other rows.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pennyweight.errors import InvalidOutput
+from pennyweight.numerics.hashing import of_value
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS trial (
+    world TEXT NOT NULL, tokens INTEGER NOT NULL, draw INTEGER NOT NULL, choice TEXT NOT NULL,
+    kl REAL NOT NULL, labels TEXT NOT NULL, PRIMARY KEY (world, tokens, draw, choice)
+)
+"""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Answers by world, tokens, draw and choice.
+
+    Args:
+        connection: to the file.
+        world: hash of everything else that an answer follows from.
+    """
+
+    connection: sqlite3.Connection
+    world: str
+
+    def get(self, labels: Sequence[str], tokens: int, draw: int) -> float | None:
+        """What was measured, if it was."""
+        row = self.connection.execute(
+            "SELECT kl FROM trial WHERE world = ? AND tokens = ? AND draw = ? AND choice = ?",
+            (self.world, tokens, draw, of_value(list(labels))),
+        ).fetchone()
+        return None if row is None else float(row[0])
+
+    def put(self, labels: Sequence[str], tokens: int, draw: int, kl: float) -> None:
+        """Remember an answer; it is on disk when this returns."""
+        with self.connection:
+            self.connection.execute(
+                "INSERT OR REPLACE INTO trial VALUES (?, ?, ?, ?, ?, ?)",
+                (self.world, tokens, draw, of_value(list(labels)), kl, json.dumps(list(labels))),
+            )
+
+    def rows(self) -> list[tuple[int, int, float, list[str]]]:
+        """Tokens, draw, KL and labels of everything measured in this world, in the order it was."""
+        found = self.connection.execute(
+            "SELECT tokens, draw, kl, labels FROM trial WHERE world = ? ORDER BY rowid", (self.world,)
+        )
+        return [(tokens, draw, kl, json.loads(labels)) for tokens, draw, kl, labels in found]
+
+
+@contextmanager
+def open_study(path: Path, world: str) -> Iterator[Study]:
+    """Open a study, or begin one.
+
+    Args:
+        path: of the file.
+        world: hash of everything that answers follow from, beside the choice.
+
+    Raises:
+        InvalidOutput: the file is something else.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(path)
+    try:
+        try:
+            connection.execute(SCHEMA)
+        except sqlite3.DatabaseError as error:
+            raise InvalidOutput(
+                f"this is no study: {error}", expected="a file that a search wrote, or none",
+                mend="choose another one, or remove it", site=str(path),
+            ) from error  # fmt: skip
+        yield Study(connection, world)
+    finally:
+        connection.close()

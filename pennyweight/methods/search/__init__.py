@@ -1,0 +1,13 @@
+"""Who gets what, with measurements: `search(table, problem, trials, *, solve, seed)` yields ever better choices."""
+
+from pennyweight.methods.search.evopress import EvoPress
+from pennyweight.methods.search.random_search import RandomSearch
+from pennyweight.methods.search.thompson import Thompson
+
+METHODS = (
+    EvoPress,
+    RandomSearch,
+    Thompson,
+)
+
+__all__ = ["METHODS", "EvoPress", "RandomSearch", "Thompson"]
