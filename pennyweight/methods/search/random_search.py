@@ -8,20 +8,20 @@ When: as a yardstick. Cost: `trials` times `tokens`. Known failures: with a hund
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
-from pennyweight.methods.search.moves import Levels
+from pennyweight.methods.search.moves import best_of
 from pennyweight.numerics.random import derived_seed
 from pennyweight.plan import Option
-from pennyweight.problem import Choice, Problem, Table, Trials
+from pennyweight.problem import Choice, Problem, Table, Trials, choice_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomSearch:
-    """Fill up the limits in random orders, and keep the best.
+    """Solve under random damages, and keep the best.
 
     Args:
         trials: choices tried.
@@ -42,19 +42,25 @@ class RandomSearch:
     ) -> Iterator[Choice]:  # fmt: skip
         """Choices within the limits, each better than the one before."""
         problem.check_feasible(table)
-        levels, rng = Levels.of(table, problem), np.random.default_rng(derived_seed(seed, self.name))
-        least, tried = float("inf"), 0
-        while tried < self.trials:
-            choices = []
-            for _ in range(min(self.batch, self.trials - tried)):
-                found = np.zeros(len(table), dtype=np.int64)
-                for _ in range(max(len(places) for places in levels.order)):
-                    found = levels.filled(found, rng)
-                choices.append(levels.write(found))
-            tried += len(choices)
+        rng, least = np.random.default_rng(derived_seed(seed, self.name)), float("inf")
+        for start in range(0, self.trials, self.batch):
+            drawn = [_shuffled(table, rng) for _ in range(min(self.batch, self.trials - start))]
+            choices = [choice_of(options, solve(options, problem)) for options in drawn]
             scores = trials.measure(choices, tokens=min(self.tokens, trials.most))
-            for score, choice in sorted(zip(scores, choices, strict=True)):
-                if score < least:
-                    least = score
-                    yield choice
-                break
+            (winner,) = best_of(choices, scores, 1)
+            if (score := scores[choices.index(winner)]) < least:
+                least = score
+                yield winner
+
+
+def _shuffled(table: Table, rng: np.random.Generator) -> Table:
+    """The table with damages that say nothing but that less is worse."""
+    return [
+        [replace(option, damage=factor * 2.0**-rank) for option, rank in zip(row, _ranks(row), strict=True)]
+        for row, factor in zip(table, rng.lognormal(0, 1, len(table)), strict=True)
+    ]
+
+
+def _ranks(row: Sequence[Option]) -> list[int]:
+    order = sorted(range(len(row)), key=lambda i: -row[i].damage)
+    return [order.index(i) for i in range(len(row))]

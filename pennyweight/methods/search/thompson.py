@@ -9,7 +9,8 @@ option; the solver under them is exact.
 
 When: always worth its few dozen measurements; most at two and three bits. Cost: `rounds` times `batch` times `tokens`
 tokens forward, and the finalists on all. Known failures: damages that do not nearly add up, such as two groups whose
-errors cancel: to it they are noise. `finish` level switches around the best choice at the end look for those.
+errors cancel: to it they are noise, and only the
+level switches that it tries where a solution is known already look for those.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ class Thompson:
     name: ClassVar[str] = "thompson"
     paper: ClassVar[str] = "arXiv:1707.02038"
     needs: ClassVar[frozenset[str]] = frozenset()
-    rounds: int = 12
-    batch: int = 6
+    rounds: int = 20
+    batch: int = 4
     tokens: int = 2048
-    patience: int = 3
+    patience: int = 5
     finalists: int = 4
 
     def search(self, table: Table, problem: Problem, trials: Trials, *, solve: Solve, seed: int) -> Iterator[Choice]:
