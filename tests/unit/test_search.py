@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from conftest import random_windows
+from torch import Tensor
 
 from pennyweight.errors import InvalidOutput
+from pennyweight.export.engines import find
+from pennyweight.flow.apply import apply
+from pennyweight.flow.collect import Collected, collect
+from pennyweight.flow.journal import open_run
+from pennyweight.flow.options import tabulate
+from pennyweight.flow.search import evaluate
+from pennyweight.flow.search.bank import Bank
+from pennyweight.flow.search.evaluate import Evaluator
 from pennyweight.flow.search.study import open_study
 from pennyweight.flow.search.trim import hull, trim
 from pennyweight.formats import Grid
 from pennyweight.methods.search.moves import Levels
 from pennyweight.methods.search.surrogate import Surrogate
-from pennyweight.plan import Option, Stage, Step
-from pennyweight.problem import Limit, Problem
+from pennyweight.network.network import Network
+from pennyweight.network.running.run import materialised
+from pennyweight.plan import Option, Stage, Step, plan_of
+from pennyweight.problem import Choice, Limit, Problem, options_of
 
 
 def option(group: str, bits: int, size: int, damage: float) -> Option:
@@ -107,3 +121,101 @@ def test_one_measurement_of_a_choice_replaces_another() -> None:
     known.learn([(0,), (1,)], [1.0, 2.0])
     known.learn([(0,)], [3.0])
     assert known.scores == [3.0, 2.0]
+
+
+@pytest.fixture
+def bank(network_of: Callable[[str], Network], tmp_path: Path) -> Iterator[tuple[Bank, Collected]]:
+    network = network_of("llama")
+    with open_run(tmp_path / "run", {}) as journal:
+        collected = collect(network, random_windows(6, 16), journal, fisher_windows=2)
+        table = tabulate(network, collected, find("transformers"), journal, dtype="float16")
+        few = tuple(
+            tuple(o for o in row if o.step.label().split()[1] in ("float16", "int8", "int2")) for row in table.groups
+        )
+        made = Bank(network, tuple(row[:3] for row in few), journal, 0)
+        made.fill(collected)
+        yield made, collected
+
+
+def direct(bank: Bank, choice: Choice, ids: Tensor) -> float:
+    """KL of a choice, by putting every weight in its place and running the whole model, in float64."""
+    with materialised(bank.network, exact=True) as model, torch.no_grad():
+        before = model(input_ids=ids).logits.log_softmax(-1)
+        parameters = dict(model.named_parameters())
+        for one in options_of(bank.table, choice):
+            for name, weight in bank.weights(one).items():
+                parameters[name].data = weight.double()
+        after = model(input_ids=ids).logits.log_softmax(-1)
+    return float((before.exp() * (before - after)).sum(-1).mean())
+
+
+def test_choices_tried_together_are_what_they_are_alone(bank: tuple[Bank, Collected], tmp_path: Path) -> None:
+    made, collected = bank
+    windows, rng = random_windows(5, 16, seed=9), np.random.default_rng(0)
+    choices = [tuple(int(rng.integers(0, len(row))) for row in made.table) for _ in range(5)]
+    choices.append((*choices[0][:-1], (choices[0][-1] + 1) % len(made.table[-1])))  # one that shares all but its end
+    with open_study(tmp_path / "study.sqlite", "world") as study:
+        trials = Evaluator(made, windows, study)
+        together = trials.measure(choices, tokens=48, draw=2)
+        assert trials.spent == 6 * 48
+    with open_study(tmp_path / "other.sqlite", "world") as study:
+        alone = Evaluator(made, windows, study)
+        assert [alone.measure([choice], tokens=48, draw=2)[0] for choice in choices] == together
+        ids = alone._ids(48, 2)
+    for choice, kl in zip(choices, together, strict=True):
+        assert kl == pytest.approx(direct(made, choice, ids), rel=2e-3, abs=1e-7)
+    del collected
+
+
+def test_a_summary_is_below_the_whole_divergence_and_near_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    before = 3 * torch.randn(4, 5000, generator=generator)
+    after = before + 0.3 * torch.randn(4, 5000, generator=generator)
+    p, q = before.double().log_softmax(-1), after.double().log_softmax(-1)
+    whole = (p.exp() * (p - q)).sum(-1)
+    summed = evaluate._Summary.of(before).divergence(after).double()
+    assert (summed <= whole + 1e-6).all()
+    assert (summed >= 0.5 * whole).all()
+
+
+def test_nothing_changed_costs_nothing(bank: tuple[Bank, Collected], tmp_path: Path) -> None:
+    made, _ = bank
+    dense = tuple(next(i for i, o in enumerate(row) if o.step.label().startswith("cast")) for row in made.table)
+    with open_study(tmp_path / "study.sqlite", "world") as study:
+        assert Evaluator(made, random_windows(3, 16), study).measure([dense], tokens=48)[0] == pytest.approx(
+            0, abs=1e-12
+        )
+
+
+def test_what_a_study_knows_is_not_measured_again(bank: tuple[Bank, Collected], tmp_path: Path) -> None:
+    made, _ = bank
+    choices = [(0,) * len(made.table), (1,) * len(made.table)]
+    for measured in (1, 1, 0):
+        with open_study(tmp_path / "study.sqlite", "world") as study:
+            trials = Evaluator(made, random_windows(3, 16), study)
+            trials.measure(choices if measured == 0 or study.rows() else choices[:1], tokens=32)
+            assert trials.measured == measured
+
+
+def test_fewer_tokens_are_the_first_of_more(bank: tuple[Bank, Collected], tmp_path: Path) -> None:
+    with open_study(tmp_path / "study.sqlite", "world") as study:
+        trials = Evaluator(bank[0], random_windows(8, 16), study)
+        assert torch.equal(trials._ids(128, 1)[:3], trials._ids(48, 1))
+        assert not torch.equal(trials._ids(48, 2), trials._ids(48, 1))
+        assert trials.most == 128
+
+
+def test_applying_a_plan_takes_what_the_bank_holds(bank: tuple[Bank, Collected]) -> None:
+    """A plan that a search found is not carried out a second time."""
+    made, collected = bank
+    before = sorted(made.journal.directory.glob("sites/*"))
+    chosen = options_of(made.table, (1,) * len(made.table))
+    plan = plan_of(
+        chosen, kept={}, engine="transformers", dtype="float16", seed=0, bytes=0, model=made.network.source.fingerprint
+    )
+    applied = apply(plan, made.network, collected, made.journal)
+    assert sorted(made.journal.directory.glob("sites/*")) == before
+    for one in chosen:
+        for name, weight in made.weights(one).items():
+            site = next(site for site in made.network.sites if site.parameter == name)
+            assert torch.equal(applied.compressed(site).dequantize(), weight)

@@ -160,7 +160,7 @@ class Evaluator:
 
 @dataclass(frozen=True, eq=False)
 class _Summary:
-    """A distribution over tokens: the likeliest ones, and the rest as one.
+    """A distribution over tokens: the likeliest ones, and the rest as one where there is a rest.
 
     Args:
         tokens: `[positions, kept]`.
@@ -174,16 +174,18 @@ class _Summary:
     def of(cls, logits: Tensor) -> _Summary:
         log = logits.float().log_softmax(-1)
         top = log.topk(min(KEPT, log.shape[-1]), dim=-1)
-        return cls(top.indices, _with_rest(top.values))
+        return cls(top.indices, _with_rest(top.values, log.shape[-1]))
 
     def divergence(self, logits: Tensor) -> Tensor:
         """KL(this || softmax(logits)) of every position, both summed up in the same way."""
         logits = logits.float()
-        other = _with_rest(logits.gather(-1, self.tokens) - logits.logsumexp(-1, keepdim=True))
-        return (self.log.exp() * (self.log - other)).sum(-1)
+        log = logits.gather(-1, self.tokens) - logits.logsumexp(-1, keepdim=True)
+        return (self.log.exp() * (self.log - _with_rest(log, logits.shape[-1]))).sum(-1)
 
 
-def _with_rest(log: Tensor) -> Tensor:
+def _with_rest(log: Tensor, vocabulary: int) -> Tensor:
+    if log.shape[-1] == vocabulary:
+        return log
     rest = (1 - log.exp().double().sum(-1, keepdim=True)).clamp(min=1e-12).log().float()
     return torch.cat([log, rest], -1)
 
