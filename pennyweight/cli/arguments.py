@@ -78,6 +78,9 @@ def parser() -> argparse.ArgumentParser:
     compress.add_argument(
         "--max-windows", type=at_least(1), metavar="N", help="certification units scored at most, a candidate"
     )
+    compress.add_argument(
+        "--study", metavar="FILE", help="where a search remembers what it measured; without it, DIR.study.sqlite"
+    )
     _judging(compress)
     _search(compress)
     _common(compress)
@@ -267,6 +270,9 @@ def _search(verb: argparse.ArgumentParser) -> None:
         "--recover", type=names, default=(), metavar="NAMES", help="train what is stored: block_wise, end_to_end"
     )
     verb.add_argument("--allocation", default="integer_program", help="the allocator (%(default)s)")
+    verb.add_argument(
+        "--search", default="", metavar="NAME", help="measure candidates and learn from them: thompson, evopress"
+    )
     verb.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="of everything that stays dense")
     verb.add_argument("--seed", type=int, default=0, help="of every random choice (%(default)s)")
     _threads(verb)

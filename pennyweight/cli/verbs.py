@@ -56,7 +56,8 @@ def compress(arguments: Namespace) -> int:
         budgets = [Budget(metric="size", at_most=1e18, unit="bytes", confidence=arguments.confidence)]
     outcome = run_compress(
         arguments.model, arguments.out, budget=budgets, calibration=arguments.calibration, held_out=arguments.held_out,
-        plan=plan, settings=_settings(arguments), allow_network=arguments.allow_network, progress=_progress(arguments),
+        plan=plan, settings=_settings(arguments), study=arguments.study, allow_network=arguments.allow_network,
+        progress=_progress(arguments),
     )  # fmt: skip
     page = pages.write(outcome.out)
     timing = artifact.read_record(outcome.out, "timing.json")
@@ -217,7 +218,7 @@ def _settings(arguments: Namespace) -> Settings:
         "scope": getattr(arguments, "scope", "corpus"), "bound": getattr(arguments, "bound", None),
         "groups": getattr(arguments, "groups", None), "reserve": getattr(arguments, "reserve", False),
         "certification_windows": getattr(arguments, "max_windows", None), "rewrites": arguments.rewrite,
-        "recovery": arguments.recover,
+        "recovery": arguments.recover, "search": getattr(arguments, "search", ""),
     }  # fmt: skip
     if arguments.threads:
         given["threads"] = arguments.threads
@@ -226,6 +227,8 @@ def _settings(arguments: Namespace) -> Settings:
         catalogue.find(spec, "recovery")
     catalogue.find(arguments.method, "quantization")
     catalogue.find(arguments.allocation, "allocation")
+    if arguments.search:
+        catalogue.find(arguments.search, "search")
     torch.set_num_threads(given.get("threads", torch.get_num_threads()))
     return Settings(**given)
 

@@ -45,6 +45,7 @@ def compress(
     held_out: str | Path | None = None,
     plan: Plan | None = None,
     settings: Settings | None = None,
+    study: str | Path | None = None,
     allow_network: bool = False,
     progress: Progress = QUIET,
 ) -> Outcome:
@@ -62,6 +63,7 @@ def compress(
         held_out: text for the certificate alone; None to keep a part of the other one for it.
         plan: carry this out instead of searching.
         settings: everything else.
+        study: SQLite file in which a search remembers what it measured, for later runs; None for one beside `out`.
         allow_network: whether a hub id may be downloaded.
         progress: told about every stage.
 
@@ -122,13 +124,14 @@ def compress(
         job = Job(
             reference, network, words, asked, limit, populations, {on: pilot for on, (pilot, _) in tasks.items()},
             settings, journal, progress, of_value(header), str(header["code"]),
+            out.parent / f"{out.name}.study.sqlite" if study is None else Path(study),
         )  # fmt: skip
         ladder = job.ladder(plan)
         rungs, judged, best = job.certify(ladder)
         check_size(limit, best)
         deliver(
             out, best, judged[best.key], rungs, facts_of(best, journal), header, reference,
-            rewritten=steps, asked=asked, rules=job.rules, calibration=job.calibration(best),
+            rewritten=steps, search=job.searched, asked=asked, rules=job.rules, calibration=job.calibration(best),
             seconds=time.monotonic() - started, progress=progress,
         )  # fmt: skip
         for opening in job.openings:

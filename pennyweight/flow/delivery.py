@@ -56,6 +56,7 @@ def deliver(
     reference: Network,
     *,
     rewritten: Sequence[Step] = (),
+    search: Mapping[str, Any] | None = None,
     asked: Sequence[Asked],
     rules: Rules,
     calibration: Calibration | None,
@@ -75,6 +76,7 @@ def deliver(
         header: of the run.
         reference: the model handed in.
         rewritten: what was done to it before it was compressed.
+        search: what a search with measurements took and found, if there was one.
         asked: the claims.
         rules: how they were judged.
         calibration: of the next-token probabilities on the selection split.
@@ -91,6 +93,8 @@ def deliver(
     artifact.write_text(staged, "plan.toml", best.plan.to_toml())
     if rewritten:
         artifact.write_record(staged, "rewrite.json", {"steps": [asdict(step) for step in rewritten]})
+    if search is not None:
+        artifact.write_record(staged, "search.json", search)
     summary = {
         **claims(certificate, judged.text),
         "budgets": [asdict(one.budget) for one in asked], "model": str(reference.source.path.name),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,12 +39,14 @@ from pennyweight.flow.options import Table, tabulate
 from pennyweight.flow.profiling.calibration import calibrate
 from pennyweight.flow.profiling.values import Calibration
 from pennyweight.flow.progress import Progress
+from pennyweight.flow.search.refine import Search
 from pennyweight.flow.settings import Settings
 from pennyweight.flow.text import Texts
 from pennyweight.methods.multiplicity import FixedSequence
 from pennyweight.network.network import Network
 from pennyweight.numerics.hashing import of_value
 from pennyweight.plan import Plan
+from pennyweight.problem import Limit
 
 
 @dataclass(eq=False)
@@ -63,6 +66,7 @@ class Job:
         progress: told about every stage.
         key: hash of everything the run depends on.
         code: hash of this package's sources.
+        study: file that a search remembers its measurements in.
     """
 
     reference: Network
@@ -77,11 +81,13 @@ class Job:
     progress: Progress
     key: str
     code: str
+    study: Path | None = None
 
     def __post_init__(self) -> None:
         key = f"reference/{self.reference.source.fingerprint[:16]}-{self.words.selection.fingerprint[:16]}"
         self.selection_states = ReferenceStates(self.journal, key)
         self.openings: list[Opening] = []
+        self.searched: dict[str, Any] | None = None
         self.claims = [one for one in self.asked if one.budget.is_claim]
         self.noise_floor = noise_floor(
             self.reference, self.words.selection, self.journal, self.progress, metrics=text_metrics(self.asked)
@@ -137,13 +143,28 @@ class Job:
         if plan is not None:
             return [self.build(plan)]
         planner = self.planner()
-        if self.limit is not None:
+        if self.settings.search:
+            limit = planner.limit(self.limit) if self.limit else Limit("damage", PROBE * allowed_before(self.claims))
+            refined = self.search().refine(planner.table, [limit])
+            self.searched = refined.record
+            planner = replace(planner, table=refined.table)
+            if self.limit is not None:
+                return [self.build(planner.plan(refined.choice))]
+        elif self.limit is not None:
             return [self.build(planner.for_budget(self.limit))]
 
         def within_damage(damage: float) -> Candidate:
             return self.build(planner.within_damage(damage))
 
         return rungs(within_damage(PROBE * allowed_before(self.claims)), within_damage, self.scores, self.claims)
+
+    def search(self) -> Search:
+        """What looks for better plans by measuring them."""
+        return Search(
+            network=self.network, collected=self.collected, windows=self.words.selection, journal=self.journal,
+            method=self.settings.search, allocation=self.settings.allocation, seed=self.settings.seed,
+            study=self.study, progress=self.progress,
+        )  # fmt: skip
 
     @property
     def total(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pennyweight import catalogue
@@ -12,7 +13,7 @@ from pennyweight.export.engines import Engine, find
 from pennyweight.flow.options import Table
 from pennyweight.formats import Dense, Grid
 from pennyweight.network.network import Network
-from pennyweight.plan import Plan, plan_of
+from pennyweight.plan import Option, Plan, plan_of
 from pennyweight.problem import Limit, Problem
 
 REMAKE = "make a new plan with pennyweight plan MODEL"
@@ -49,57 +50,35 @@ class Planner:
 
     def within_damage(self, damage: float) -> Plan:
         """The smallest plan whose predicted KL is at most `damage`, nats per token."""
-        return self._plan(Limit("damage", damage))
+        return self.within(Limit("damage", damage))
 
-    def within_bytes(self, size: int) -> Plan:
-        """The plan of the least predicted damage whose files fit in `size` bytes.
-
-        Raises:
-            InfeasibleBudget: the smallest plan is larger; it says how large.
-        """
-        least = sum(min(option.bytes for option in group) for group in self.table.groups)
-        total = least + self._fixed
-        if total > size:
-            raise InfeasibleBudget(
-                f"no plan of this model for {self.engine.name} fits in {size / 1e6:.3f} MB",
-                expected=f"at least {total / 1e6:.1f} MB, of which {self.table.fixed_bytes / 1e6:.1f} MB are tensors "
-                f"that stay dense and {(self.beside + OVERHEAD) / 1e6:.1f} MB are tokenizer and headers",
-                mend=f"--fit {-(-total // 100_000) / 10:.1f}MB",
-                site="--fit",
-            )
-        return self._plan(Limit("bytes", float(size - self._fixed)))
-
-    def within_bits(self, bits: float) -> Plan:
-        """The plan of the least predicted damage at `bits` stored bits per weight of the sites that are compressed.
+    def within(self, *limits: Limit) -> Plan:
+        """The best plan within limits: the smallest where damage is limited, of the least damage where it is not.
 
         Raises:
-            InfeasibleBudget: the fewest bits possible are more.
+            InfeasibleBudget: there is none, or nothing at all can be compressed.
         """
-        weights = sum(self.network.by_name[name].elements for group in self.table.groups for name in group[0].sites)
-        least = 8 * sum(min(option.bytes for option in group) for group in self.table.groups) / max(weights, 1)
-        if least > bits:
-            raise InfeasibleBudget(
-                f"no plan of this model for {self.engine.name} stores {bits:g} bits per weight",
-                expected=f"at least {least:.2f}, scales and zero points included",
-                mend=f"--bits {-(-least * 100 // 1) / 100:.2f}",
-                site="--bits",
-            )
-        return self._plan(Limit("bytes", bits * weights / 8))
+        self._check_any()
+        return self.plan(catalogue.find(self.allocation, "allocation").allocate(self.table.groups, Problem.of(*limits)))
 
-    def for_budget(self, budget: Budget, *, share: float = 1.0, ratio: float = 1.0) -> Plan:
-        """The plan for a budget; a perplexity budget is spent up to `share` of it.
+    def limit(self, budget: Budget, *, share: float = 1.0) -> Limit:
+        """A budget as a limit on what plans add up.
 
         Args:
-            budget: what is allowed.
+            budget: what is allowed; of a perplexity or KL budget only `share` is.
             share: of the margin to spend.
-            ratio: rise of log perplexity over predicted KL, measured on the selection split.
+
+        Raises:
+            InfeasibleBudget: even the smallest plan is larger; it says how large.
+            InvalidBudget: a metric that no plan predicts.
         """
+        self._check_any()
         if budget.metric in ("perplexity", "kl"):  # for small losses both are the damage that is predicted
-            return self.within_damage(share * budget.margin / ratio)
+            return Limit("damage", share * budget.margin)
         if budget.metric == "size":
-            return self.within_bytes(int(budget.at_most))
+            return self._bytes(int(budget.at_most))
         if budget.metric == "bits":
-            return self.within_bits(budget.at_most)
+            return self._bits(budget.at_most)
         raise InvalidBudget(
             f"no plan can be made for a budget on {budget.metric} by prediction alone",
             expected="perplexity, kl, size or bits",
@@ -107,19 +86,12 @@ class Planner:
             site="budget",
         )
 
-    @property
-    def _fixed(self) -> int:
-        return self.table.fixed_bytes + self.beside + OVERHEAD
+    def for_budget(self, budget: Budget, *, share: float = 1.0) -> Plan:
+        """The plan for a budget; a perplexity budget is spent up to `share` of it."""
+        return self.within(self.limit(budget, share=share))
 
-    def _plan(self, limit: Limit) -> Plan:
-        if not self.table.groups:
-            raise InfeasibleBudget(
-                f"{self.engine.name} takes nothing of this model compressed: "
-                + "; ".join(sorted({*self.table.kept.values()})),
-                expected="one linear layer or more in a format it reads",
-                mend="pennyweight inspect MODEL shows what each engine takes", site="--for",
-            )  # fmt: skip
-        choices = catalogue.find(self.allocation, "allocation").allocate(self.table.groups, Problem.of(limit))
+    def plan(self, choices: Sequence[Option]) -> Plan:
+        """The plan of one option for every group."""
         kept = dict(self.table.kept)
         for option in choices:
             if isinstance(option.step.stages[0].format, Dense):
@@ -130,6 +102,44 @@ class Planner:
             model=self.model or self.network.source.fingerprint, rewrites=self.rewrites,
             recovery=self.recovery,
         )  # fmt: skip
+
+    def _bytes(self, size: int) -> Limit:
+        least = sum(min(option.bytes for option in group) for group in self.table.groups)
+        total = least + self._fixed
+        if total > size:
+            raise InfeasibleBudget(
+                f"no plan of this model for {self.engine.name} fits in {size / 1e6:.3f} MB",
+                expected=f"at least {total / 1e6:.1f} MB, of which {self.table.fixed_bytes / 1e6:.1f} MB are tensors "
+                f"that stay dense and {(self.beside + OVERHEAD) / 1e6:.1f} MB are tokenizer and headers",
+                mend=f"--fit {-(-total // 100_000) / 10:.1f}MB",
+                site="--fit",
+            )
+        return Limit("bytes", float(size - self._fixed))
+
+    def _bits(self, bits: float) -> Limit:
+        weights = sum(self.network.by_name[name].elements for group in self.table.groups for name in group[0].sites)
+        least = 8 * sum(min(option.bytes for option in group) for group in self.table.groups) / max(weights, 1)
+        if least > bits:
+            raise InfeasibleBudget(
+                f"no plan of this model for {self.engine.name} stores {bits:g} bits per weight",
+                expected=f"at least {least:.2f}, scales and zero points included",
+                mend=f"--bits {-(-least * 100 // 1) / 100:.2f}",
+                site="--bits",
+            )
+        return Limit("bytes", bits * weights / 8)
+
+    @property
+    def _fixed(self) -> int:
+        return self.table.fixed_bytes + self.beside + OVERHEAD
+
+    def _check_any(self) -> None:
+        if not self.table.groups:
+            raise InfeasibleBudget(
+                f"{self.engine.name} takes nothing of this model compressed: "
+                + "; ".join(sorted({*self.table.kept.values()})),
+                expected="one linear layer or more in a format it reads",
+                mend="pennyweight inspect MODEL shows what each engine takes", site="--for",
+            )  # fmt: skip
 
 
 def check_dtype(dtype: str, engine: Engine) -> None:

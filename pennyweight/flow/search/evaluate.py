@@ -7,16 +7,15 @@ all others as one: the KL between such summaries is at most the whole one and ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from pennyweight.corpus import Windows
-from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.search.bank import Bank
-from pennyweight.flow.search.study import Study
+from pennyweight.flow.search.study import Answer, Study
 from pennyweight.network.running.stream import CHUNK_TOKENS, Stream
 from pennyweight.numerics.hashing import of_value
 from pennyweight.numerics.memory import release
@@ -27,6 +26,10 @@ from pennyweight.problem import Choice, options_of
 KEPT = 512  # likeliest tokens of the reference; EvoPress finds no difference to all of them
 ROWS = 256  # positions whose logits are in memory at once
 STATES = 2**30  # bytes of hidden states at once; more choices go through in several passes
+
+
+class EnoughError(Exception):
+    """Whoever asked for the search wants no more of it."""
 
 
 def world_of(bank: Bank, windows: Windows, statistics: str) -> str:
@@ -51,8 +54,8 @@ class Evaluator:
         bank: every option, carried out.
         windows: text that choices are tried on.
         study: answers of earlier runs.
-        progress: told about every choice.
         seed: of the draws.
+        stop: asked before every measurement; raises EnoughError where it says yes.
         measured: choices measured here, those the study knew not counted.
         spent: tokens they took.
     """
@@ -60,8 +63,8 @@ class Evaluator:
     bank: Bank
     windows: Windows
     study: Study
-    progress: Progress = QUIET
     seed: int = 0
+    stop: Callable[[], bool] | None = None
     measured: int = 0
     spent: int = 0
     _reference: dict[tuple[int, int], list[_Summary]] = field(default_factory=dict, init=False)
@@ -77,7 +80,11 @@ class Evaluator:
 
     def measure(self, choices: Sequence[Choice], *, tokens: int, draw: int = 0) -> list[float]:
         """KL of each choice, nats per token, all on the same tokens."""
-        found: dict[Choice, float] = {}
+        return [answer.kl for answer in self.answers(choices, tokens=tokens, draw=draw)]
+
+    def answers(self, choices: Sequence[Choice], *, tokens: int, draw: int = 0) -> list[Answer]:
+        """KL of each choice with its standard error."""
+        found: dict[Choice, Answer] = {}
         for choice in choices:
             known = self.study.get(self._labels(choice), tokens, draw)
             if known is not None:
@@ -85,13 +92,13 @@ class Evaluator:
         missing = [choice for choice in dict.fromkeys(choices) if choice not in found]
         ids = self._ids(tokens, draw)
         at_once = max(1, STATES // (8 * ids.numel() * self._hidden_size))
-        with self.progress.stage("trying choices", len(missing)) as advance:
-            for start in range(0, len(missing), at_once):
-                part = missing[start : start + at_once]
-                for choice, kl in zip(part, self._divergences(part, ids, tokens, draw), strict=True):
-                    self.study.put(self._labels(choice), tokens, draw, kl)
-                    found[choice] = kl
-                    advance()
+        for start in range(0, len(missing), at_once):
+            if self.stop is not None and self.stop():
+                raise EnoughError
+            part = missing[start : start + at_once]
+            for choice, answer in zip(part, self._divergences(part, ids, tokens, draw), strict=True):
+                self.study.put(self._labels(choice), tokens, draw, answer)
+                found[choice] = answer
         self.measured += len(missing)
         self.spent += len(missing) * ids.numel()
         return [found[choice] for choice in choices]
@@ -109,7 +116,7 @@ class Evaluator:
         return self.windows.ids[torch.from_numpy(order[: max(1, min(count, tokens // length))])]
 
     @torch.no_grad()
-    def _divergences(self, choices: Sequence[Choice], ids: Tensor, tokens: int, draw: int) -> list[float]:
+    def _divergences(self, choices: Sequence[Choice], ids: Tensor, tokens: int, draw: int) -> list[Answer]:
         chunks = list(torch.split(ids, max(1, CHUNK_TOKENS // ids.shape[1])))
         with self._stream.beginning() as begin:
             start = [begin(chunk) for chunk in chunks]
@@ -118,13 +125,14 @@ class Evaluator:
             self._reference = {(tokens, draw): self._summaries(self._run([None], start)[0])}
         summaries = self._reference[tokens, draw]
         with self._stream.end() as finish:
-            return [
-                sum(
-                    float(summary.divergence(finish(part)).double().sum())
-                    for summary, part in zip(summaries, _rows(states), strict=True)
-                ) / ids.numel()
-                for states in self._run(choices, start)
-            ]  # fmt: skip
+            found = []
+            for states in self._run(choices, start):
+                parts = zip(summaries, _rows(states), strict=True)
+                each = torch.cat([summary.divergence(finish(part)).double() for summary, part in parts])
+                windows = each.view(ids.shape).mean(1)
+                error = float(windows.std()) / len(windows) ** 0.5 if len(windows) > 1 else float("inf")
+                found.append(Answer(float(windows.mean()), error))
+        return found
 
     def _run(self, choices: Sequence[Choice | None], start: list[Tensor]) -> list[list[Tensor]]:
         """Last hidden states of every choice; None stands for the reference."""

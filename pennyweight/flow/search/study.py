@@ -19,9 +19,22 @@ from pennyweight.numerics.hashing import of_value
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS trial (
     world TEXT NOT NULL, tokens INTEGER NOT NULL, draw INTEGER NOT NULL, choice TEXT NOT NULL,
-    kl REAL NOT NULL, labels TEXT NOT NULL, PRIMARY KEY (world, tokens, draw, choice)
+    kl REAL NOT NULL, error REAL NOT NULL, labels TEXT NOT NULL, PRIMARY KEY (world, tokens, draw, choice)
 )
 """
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a choice cost.
+
+    Args:
+        kl: mean over the tokens, nats per token.
+        error: its standard error, from windows that are taken as independent.
+    """
+
+    kl: float
+    error: float
 
 
 @dataclass(frozen=True)
@@ -36,21 +49,19 @@ class Study:
     connection: sqlite3.Connection
     world: str
 
-    def get(self, labels: Sequence[str], tokens: int, draw: int) -> float | None:
+    def get(self, labels: Sequence[str], tokens: int, draw: int) -> Answer | None:
         """What was measured, if it was."""
         row = self.connection.execute(
-            "SELECT kl FROM trial WHERE world = ? AND tokens = ? AND draw = ? AND choice = ?",
+            "SELECT kl, error FROM trial WHERE world = ? AND tokens = ? AND draw = ? AND choice = ?",
             (self.world, tokens, draw, of_value(list(labels))),
         ).fetchone()
-        return None if row is None else float(row[0])
+        return None if row is None else Answer(*map(float, row))
 
-    def put(self, labels: Sequence[str], tokens: int, draw: int, kl: float) -> None:
+    def put(self, labels: Sequence[str], tokens: int, draw: int, answer: Answer) -> None:
         """Remember an answer; it is on disk when this returns."""
+        row = (self.world, tokens, draw, of_value(list(labels)), answer.kl, answer.error, json.dumps(list(labels)))
         with self.connection:
-            self.connection.execute(
-                "INSERT OR REPLACE INTO trial VALUES (?, ?, ?, ?, ?, ?)",
-                (self.world, tokens, draw, of_value(list(labels)), kl, json.dumps(list(labels))),
-            )
+            self.connection.execute("INSERT OR REPLACE INTO trial VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
     def rows(self) -> list[tuple[int, int, float, list[str]]]:
         """Tokens, draw, KL and labels of everything measured in this world, in the order it was."""
