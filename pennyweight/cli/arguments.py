@@ -270,6 +270,7 @@ def _search(verb: argparse.ArgumentParser) -> None:
         "--recover", type=names, default=(), metavar="NAMES", help="train what is stored: block_wise, end_to_end"
     )
     verb.add_argument("--allocation", default="integer_program", help="the allocator (%(default)s)")
+    verb.add_argument("--pricing", default="kronecker", help="what predicts damages (%(default)s)")
     verb.add_argument(
         "--search", default="", metavar="NAME", help="measure candidates and learn from them: thompson, evopress"
     )

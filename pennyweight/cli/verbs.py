@@ -120,7 +120,7 @@ def plan(arguments: Namespace) -> int:
         )
         made = make_plan(
             network, statistics, budget, engine=settings.engine, dtype=settings.dtype, method=settings.method,
-            allocation=settings.allocation, seed=settings.seed, progress=progress,
+            allocation=settings.allocation, pricing=settings.pricing, seed=settings.seed, progress=progress,
         )  # fmt: skip
     made = replace(made, model=model, rewrites=settings.rewrites, recovery=settings.recovery)
     text = made.to_toml()
@@ -218,7 +218,7 @@ def _settings(arguments: Namespace) -> Settings:
         "scope": getattr(arguments, "scope", "corpus"), "bound": getattr(arguments, "bound", None),
         "groups": getattr(arguments, "groups", None), "reserve": getattr(arguments, "reserve", False),
         "certification_windows": getattr(arguments, "max_windows", None), "rewrites": arguments.rewrite,
-        "recovery": arguments.recover, "search": getattr(arguments, "search", ""),
+        "recovery": arguments.recover, "search": arguments.search, "pricing": arguments.pricing,
     }  # fmt: skip
     if arguments.threads:
         given["threads"] = arguments.threads
@@ -227,6 +227,7 @@ def _settings(arguments: Namespace) -> Settings:
         catalogue.find(spec, "recovery")
     catalogue.find(arguments.method, "quantization")
     catalogue.find(arguments.allocation, "allocation")
+    catalogue.find(arguments.pricing, "pricing")
     if arguments.search:
         catalogue.find(arguments.search, "search")
     torch.set_num_threads(given.get("threads", torch.get_num_threads()))

@@ -16,6 +16,7 @@ from pennyweight.flow.collect import Collected
 from pennyweight.flow.journal import Journal
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.formats import Dense, Grid
+from pennyweight.methods.pricing import Change
 from pennyweight.methods.quantization import GPTQ
 from pennyweight.network.network import Network, Site
 from pennyweight.network.sources.source import check_finite
@@ -74,12 +75,13 @@ def tabulate(
     *,
     dtype: str,
     method: str = "gptq",
+    pricing: str = "kronecker",
     progress: Progress = QUIET,
 ) -> Table:
     """Predict size and damage of every option of every group.
 
-    The damage of a change E of a site's weight is ½ Σ_out fisher_out · (E gram Eᵀ)_out,out nats per token: the second
-    order of KL(reference || compressed) with the Kronecker factors of its Hessian, the output factor diagonal.
+    The damage of a change of a site's weight is, unless another pricing is asked for, the second order of
+    KL(reference || compressed) with the Kronecker factors of its Hessian, the output factor diagonal.
 
     Args:
         network: the reference.
@@ -88,18 +90,19 @@ def tabulate(
         journal: finished blocks are not computed again.
         dtype: of scales and of everything dense.
         method: the quantizer, by name.
+        pricing: what turns expected changes into a damage, by name.
         progress: told about every block.
     """
     decided, kept = _decide(network, engine, dtype)
     # Statistics may be kept for other plans: what engine, dtype and method decide must not be taken for their answer.
-    asked = of_value([engine.name, engine.version, dtype, method])[:8]
+    asked = of_value([engine.name, engine.version, dtype, method, pricing])[:8]
     rows: list[tuple[tuple[Site, ...], list[tuple[str, float]]]] = []
     with progress.stage("predicting options", len(network.blocks)) as advance:
         for index in range(len(network.blocks)):
             key = f"options/{asked}-{index:04d}.json"
             if not journal.has(key):
                 here = decided.get(index, [])
-                journal.save(key, _predict_block(network, here, collected.block(index), engine, dtype, method))
+                journal.save(key, _predict_block(network, here, collected.block(index), engine, dtype, method, pricing))
                 release()
             rows += zip(decided.get(index, []), journal.load(key), strict=True)
             advance()
@@ -183,11 +186,12 @@ def _predict_block(
     engine: Engine,
     dtype: str,
     method: str,
+    pricing: str,
 ) -> list[list[tuple[str, float]]]:
     """Label and damage of every option of every group of one block."""
     rows = []
     for group in groups:
-        rows.append(_predict(network, group, _taken(group, engine, network, dtype), statistics, method))
+        rows.append(_predict(network, group, _taken(group, engine, network, dtype), statistics, method, pricing))
     return rows
 
 
@@ -201,8 +205,9 @@ def _refused(group: tuple[Site, ...], grid: Grid, engine: Engine, network: Netwo
 
 
 def _predict(
-    network: Network, group: tuple[Site, ...], grids: Sequence[Grid], statistics: Mapping[str, Statistics], method: str
-) -> list[tuple[str, float]]:
+    network: Network, group: tuple[Site, ...], grids: Sequence[Grid], statistics: Mapping[str, Statistics], method: str,
+    pricing: str,
+) -> list[tuple[str, float]]:  # fmt: skip
     """Label and damage of one group under each grid, from evenly spaced rows of every site."""
     rows, minds = [], []
     for site in group:
@@ -214,6 +219,10 @@ def _predict(
         rows.append(weight[chosen])
         minds.append(fisher[chosen] * share)
     # Sites of a group read one edge, so that one factorisation serves them all.
-    predicted = predictor(method).predict(torch.cat(rows), statistics[group[0].reads], grids)
-    damages = (predicted.double() @ torch.cat(minds) / 2).tolist()
+    seen, weight = statistics[group[0].reads], torch.cat(rows)
+    change = Change(
+        weight=weight, formats=grids, outputs=predictor(method).predict(weight, seen, grids), fisher=torch.cat(minds),
+        gram=seen.require_gram(),
+    )  # fmt: skip
+    damages = catalogue.find(pricing, "pricing").price(change).tolist()
     return [(f"{method} {grid.label()}", damage) for grid, damage in zip(grids, damages, strict=True)]

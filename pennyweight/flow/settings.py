@@ -25,6 +25,7 @@ class Settings:
         groups: field of documents or questions by which the bounds are repeated, or None.
         reserve: whether to keep some of the error level for later openings of the same text.
         allocation: the allocator.
+        pricing: what predicts damages.
         search: with measurements, after the allocator; empty for none.
         method: the quantizer.
         dtype: of everything dense; None takes the model's own 16-bit type, or float16.
@@ -46,6 +47,7 @@ class Settings:
     groups: str | None = None
     reserve: bool = False
     allocation: str = "integer_program"
+    pricing: str = "kronecker"
     search: str = ""
     method: str = "gptq"
     dtype: str | None = None

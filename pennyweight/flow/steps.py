@@ -110,6 +110,7 @@ def make_plan(
     dtype: str | None = None,
     method: str = "gptq",
     allocation: str = "integer_program",
+    pricing: str = "kronecker",
     seed: int = 0,
     share: float = PREDICTED_SHARE,
     progress: Progress = QUIET,
@@ -133,7 +134,16 @@ def make_plan(
     """
     contract, dtype = find(engine), dtype or usual_dtype(network)
     check_dtype(dtype, contract)
-    table = tabulate(network, statistics, contract, statistics.journal, dtype=dtype, method=method, progress=progress)
+    table = tabulate(
+        network,
+        statistics,
+        contract,
+        statistics.journal,
+        dtype=dtype,
+        method=method,
+        pricing=pricing,
+        progress=progress,
+    )
     planner = Planner(network=network, table=table, engine=contract, dtype=dtype, seed=seed, allocation=allocation)
     return planner.for_budget(budget, share=share)
 

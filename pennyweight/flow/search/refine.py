@@ -101,7 +101,8 @@ class Search:
             corrected, rows = self._corrected(trials, few, table), study.rows()
         record = {
             "method": self.method, "improved": len(found) - 1, "measured": len(rows),
-            "tokens": sum(row[0] for row in rows), "kl": kl, "predicted": sum(option.damage for option in options_of(few, best)),
+            "tokens": sum(tokens for tokens, *_ in rows), "kl": kl,
+            "predicted": sum(option.damage for option in options_of(few, best)),
         }  # fmt: skip
         return Refined(choice=options_of(corrected.groups, best), table=corrected, kl=kl, record=record)
 

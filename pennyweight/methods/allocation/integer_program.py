@@ -8,7 +8,10 @@ are decided, so that tied tensors and inputs an engine fuses get one answer, and
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -67,10 +70,11 @@ class IntegerProgram:
             if limit.at_most > 0:
                 cost = np.array([limit.cost(option) for _, option in flat]) / limit.at_most
                 constraints.append(LinearConstraint(cost[None, :], -np.inf, 1 - 1e-9))
-        result = milp(
-            value / max(float(value.max()), 1e-300), integrality=np.ones(len(flat)), bounds=Bounds(0, 1),
-            constraints=constraints, options={"mip_rel_gap": self.gap, "time_limit": 60},
-        )  # fmt: skip
+        with _silent():
+            result = milp(
+                value / max(float(value.max()), 1e-300), integrality=np.ones(len(flat)), bounds=Bounds(0, 1),
+                constraints=constraints, options={"mip_rel_gap": self.gap, "time_limit": 60},
+            )  # fmt: skip
         if result.x is None:
             return None
         chosen = tuple(option for (_, option), x in zip(flat, result.x, strict=True) if x > 0.5)
@@ -93,3 +97,17 @@ class IntegerProgram:
             f"no plan respects all {len(problem.limits)} limits together, though any two of them can be met",
             expected="limits that leave a choice", mend="raise one of them", site=self.name,
         )  # fmt: skip
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing reaches stdout: HiGHS prints a line of its own there now and then, into what others read as JSON."""
+    sys.stdout.flush()
+    before, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
+        os.close(nowhere)
