@@ -104,7 +104,8 @@ class Job:
         assert self.settings.dtype is not None
         table = tabulate(
             self.network, self.collected, engine, self.journal,
-            dtype=self.settings.dtype, method=self.settings.method, pricing=self.settings.pricing, progress=self.progress,
+            dtype=self.settings.dtype, method=self.settings.method, pricing=self.settings.pricing,
+            progress=self.progress,
         )  # fmt: skip
         return planner_of(self.network, self.settings, table, model=self.reference)
 

@@ -125,6 +125,7 @@ def make_plan(
         dtype: of scales and of everything dense; None takes the model's own 16-bit type.
         method: the quantizer.
         allocation: the allocator.
+        pricing: what predicts damages.
         seed: recorded in the plan.
         share: of a perplexity budget to spend.
         progress: told about every block.

@@ -23,8 +23,8 @@ from pennyweight.flow.search.evaluate import Evaluator
 from pennyweight.flow.search.study import Answer, open_study
 from pennyweight.flow.search.trim import hull, trim
 from pennyweight.formats import Grid
+from pennyweight.methods.search import Surrogate
 from pennyweight.methods.search.moves import Levels
-from pennyweight.methods.search.surrogate import Surrogate
 from pennyweight.network.network import Network
 from pennyweight.network.running.run import materialised
 from pennyweight.plan import Option, Stage, Step, plan_of

@@ -26,7 +26,7 @@ from pennyweight.flow.search.bank import Bank
 from pennyweight.flow.search.evaluate import EnoughError, Evaluator, world_of
 from pennyweight.flow.search.study import open_study
 from pennyweight.flow.search.trim import trim
-from pennyweight.methods.search.surrogate import Surrogate
+from pennyweight.methods.search import Surrogate
 from pennyweight.network.network import Network
 from pennyweight.plan import Option
 from pennyweight.problem import Choice, Limit, Problem, options_of

@@ -2,6 +2,7 @@
 
 from pennyweight.methods.search.evopress import EvoPress
 from pennyweight.methods.search.random_search import RandomSearch
+from pennyweight.methods.search.surrogate import Surrogate
 from pennyweight.methods.search.thompson import Thompson
 
 METHODS = (
@@ -10,4 +11,4 @@ METHODS = (
     Thompson,
 )
 
-__all__ = ["METHODS", "EvoPress", "RandomSearch", "Thompson"]
+__all__ = ["METHODS", "EvoPress", "RandomSearch", "Surrogate", "Thompson"]
