@@ -6,7 +6,7 @@ groups err together, and each has something of its own. That is Bayesian linear 
 a closed form (Rasmussen, Williams. Gaussian Processes for Machine Learning. MIT Press 2006, chapter 2); a function of
 the factors is drawn by Matheron's rule (Wilson et al. Efficiently Sampling Functions from Gaussian Process Posteriors.
 arXiv:2002.09309). What does not add up is noise to it, in proportion to what was measured; scale and noise are those of
-the greatest evidence.
+the greatest evidence, given what they usually are.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ SHARES = (0.25, 0.25, 0.25, 0.25)  # of the variance of factors: kind of site, s
 COMMON = 1.0  # standard deviation of what all factors have in common, beside the scale of the first measurement
 SPREADS = (0.1, 0.2, 0.4, 0.8)  # standard deviations of factors that are tried
 NOISES = (0.005, 0.01, 0.02, 0.04, 0.08)  # relative errors of a measured sum that are tried
+USUAL, DOUBT = (0.4, 0.05), 0.7  # what both are before anything was measured, and how far off in logarithm
 LEAST = 0.05  # of the common factor: a damage stays a damage
 
 
@@ -69,6 +70,7 @@ class Surrogate:
         best: tuple[float, float, float] | None = None
         for spread, noise in itertools.product(SPREADS, NOISES):
             found = _evidence(phi @ self._prior(spread) @ phi.T, y / self.scale - phi.sum(1), noise * y / self.scale)
+            found -= (np.log(spread / USUAL[0]) ** 2 + np.log(noise / USUAL[1]) ** 2) / (2 * DOUBT**2)
             if best is None or found > best[0]:
                 best = (found, spread, noise)
         assert best is not None
