@@ -103,6 +103,10 @@ class Planner:
             recovery=self.recovery,
         )  # fmt: skip
 
+    def size(self, choices: Sequence[Option]) -> int:
+        """Bytes of the files of a choice, tokenizer and headers included, at most."""
+        return self._fixed + sum(option.bytes for option in choices)
+
     def _bytes(self, size: int) -> Limit:
         least = sum(min(option.bytes for option in group) for group in self.table.groups)
         total = least + self._fixed

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from importlib.resources import files
 
 from pennyweight.flow.profiling.values import Profile
-from pennyweight.report import closing, compared, forest, measured, reliability, tensors
+from pennyweight.flow.search.frontier import Frontier
+from pennyweight.report import closing, compared, forest, frontier, measured, reliability, tensors
 from pennyweight.report.head import head
 from pennyweight.report.html import Html, join, raw, tag
 from pennyweight.report.record import Record
@@ -30,6 +31,11 @@ def page(record: Record) -> Html:
 def profile_page(profile: Profile) -> Html:
     """Lay out what was measured of two models."""
     return _document(compared.title(profile), compared.parts(profile), "Pennyweight")
+
+
+def frontier_page(found: Frontier) -> Html:
+    """Lay out the curve of sizes and losses."""
+    return _document(frontier.title(found), frontier.parts(found), "Pennyweight")
 
 
 def _parts(record: Record) -> list[Part]:

@@ -1,0 +1,220 @@
+"""The whole curve: what every size costs, measured at many points, each of which is a plan."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pennyweight import catalogue
+from pennyweight.export.engines import find
+from pennyweight.flow.artifact import code_hash
+from pennyweight.flow.collect import Collected, collect
+from pennyweight.flow.delivery import weights_of
+from pennyweight.flow.job import planner_of
+from pennyweight.flow.journal import Journal, open_run
+from pennyweight.flow.load import load
+from pennyweight.flow.make_plan import Planner, check_dtype, usual_dtype
+from pennyweight.flow.options import tabulate
+from pennyweight.flow.progress import QUIET, Progress
+from pennyweight.flow.rewrite import rewrite
+from pennyweight.flow.save import check_empty
+from pennyweight.flow.search.bank import Bank
+from pennyweight.flow.search.evaluate import Evaluator, world_of
+from pennyweight.flow.search.study import open_study
+from pennyweight.flow.settings import Settings
+from pennyweight.flow.text import Texts, texts
+from pennyweight.flow.versions import versions
+from pennyweight.methods.search import Surrogate
+from pennyweight.network.network import Network
+from pennyweight.numerics.hashing import canonical
+from pennyweight.plan import Option, Plan
+from pennyweight.problem import Choice, Limit, Problem, choice_of
+
+SAFEST = 1e-3  # nats of predicted damage below which nobody looks for a smaller loss
+NORMAL = 1.959964  # quantile of a two-sided interval of 95 %
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One plan of the curve.
+
+    Args:
+        plan: number of it, from the smallest on.
+        bytes: of its files, predicted.
+        bits: stored per weight, all tensors counted.
+        predicted: KL by prediction alone, nats per token.
+        kl: measured on the selection split.
+        low: end of an interval of 95 % for the mean over the text's windows, by this point alone.
+        high: its other end.
+    """
+
+    plan: int
+    bytes: int
+    bits: float
+    predicted: float
+    kl: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frontier:
+    """The curve.
+
+    Args:
+        out: directory of pictures and plans.
+        model: name.
+        engine: whose files the sizes are of.
+        text: that was measured on.
+        tokens: of it.
+        bytes_16_bit: of all weights in 16 bits.
+        points: by size.
+    """
+
+    out: Path
+    model: str
+    engine: str
+    text: str
+    tokens: int
+    bytes_16_bit: int
+    points: tuple[Point, ...]
+
+
+def frontier(
+    model: str | Path,
+    out: str | Path,
+    *,
+    points: int = 40,
+    tokens: int = 4096,
+    calibration: str | Path | None = None,
+    settings: Settings | None = None,
+    study: str | Path | None = None,
+    allow_network: bool = False,
+    progress: Progress = QUIET,
+) -> Frontier:
+    """Measure plans of many sizes, from the smallest one to where nothing is lost any more.
+
+    Killed at any moment, the same call goes on in `out` + `.run`.
+
+    Args:
+        model: directory, GGUF file, or hub id with `allow_network`.
+        out: directory to make: `frontier.json` and a plan a point, `plans/07.toml`.
+        points: wanted; there are fewer where sizes are too coarse for so many.
+        tokens: of the selection split that each is measured on.
+        calibration: text; None for the one every Python carries.
+        settings: engine, quantizer, allocator and so on.
+        study: file that remembers what was measured; None for one beside `out`.
+        allow_network: whether a hub id may be downloaded.
+        progress: told about every stage.
+
+    Raises:
+        PennyweightError: see `errors`.
+    """
+    settings, out = settings or Settings(), Path(out)
+    check_empty(out)
+    reference = load(model, allow_network=allow_network)
+    settings = replace(settings, dtype=settings.dtype or usual_dtype(reference))
+    assert settings.dtype is not None
+    check_dtype(settings.dtype, find(settings.engine))
+    words = texts(
+        reference, calibration, None, length=settings.length, count=settings.calibration_windows,
+        selection=max(settings.selection_windows, -(-tokens // settings.length)), seed=settings.seed,
+    )  # fmt: skip
+    header = {
+        "frontier": points, "tokens": tokens, "model": reference.source.fingerprint, "texts": words.fingerprints,
+        "settings": asdict(settings), "code": code_hash(), "versions": versions(),
+    }  # fmt: skip
+    run = out.parent / f"{out.name}.run"
+    with open_run(run, header) as journal:
+        network, _ = rewrite(
+            reference, settings.rewrites, calibration=words.calibration, seed=settings.seed, journal=journal,
+            progress=progress,
+        )  # fmt: skip
+        collected = collect(
+            network, words.calibration, journal, fisher_windows=settings.fisher_windows, seed=settings.seed,
+            progress=progress,
+        )  # fmt: skip
+        planner = _planner(reference, network, collected, settings, journal, progress)
+        path = out.parent / f"{out.name}.study.sqlite" if study is None else Path(study)
+        measured = _measured(planner, spread(planner, points), collected, words, tokens, journal, path, progress)
+    found = Frontier(
+        out=out, model=reference.source.path.name, engine=settings.engine, text=words.selection.source, tokens=tokens,
+        bytes_16_bit=2 * weights_of(reference), points=tuple(point for point, _ in measured),
+    )  # fmt: skip
+    _write(found, [plan for _, plan in measured])
+    shutil.rmtree(run)
+    return found
+
+
+def spread(planner: Planner, points: int) -> list[tuple[Option, ...]]:
+    """Choices of evenly spaced sizes, from the smallest to where the predicted damage is next to nothing.
+
+    Raises:
+        InfeasibleBudget: the engine takes nothing of the model compressed.
+    """
+    table = planner.table.groups
+    if not table:
+        planner.within(Limit("damage", SAFEST))  # says why
+    solver = catalogue.find(planner.allocation, "allocation")
+    least = sum(min(option.bytes for option in row) for row in table)
+    most = sum(option.bytes for option in solver.allocate(table, Problem.of(Limit("damage", SAFEST))))
+    found: dict[tuple[str, ...], tuple[Option, ...]] = {}
+    for size in np.linspace(least, max(least, most), points):
+        choice = solver.allocate(table, Problem.of(Limit("bytes", float(size) + 0.5)))
+        found.setdefault(tuple(option.step.label() for option in choice), choice)
+    return list(found.values())
+
+
+def _planner(
+    reference: Network, network: Network, collected: Collected, settings: Settings, journal: Journal, progress: Progress
+) -> Planner:
+    assert settings.dtype is not None
+    table = tabulate(
+        network, collected, find(settings.engine), journal, dtype=settings.dtype, method=settings.method,
+        pricing=settings.pricing, progress=progress,
+    )  # fmt: skip
+    return planner_of(network, settings, table, model=reference)
+
+
+def _measured(
+    planner: Planner, choices: Sequence[Sequence[Option]], collected: Collected, words: Texts, tokens: int,
+    journal: Journal, study: Path, progress: Progress,
+) -> list[tuple[Point, Plan]]:  # fmt: skip
+    """Only options that some choice takes are carried out."""
+    used = tuple(
+        tuple(option for option in row if any(choice[g] is option for choice in choices))
+        for g, row in enumerate(planner.table.groups)
+    )
+    bank = Bank(planner.network, used, journal, planner.seed)
+    bank.fill(collected, progress=progress)
+    weights, found = weights_of(planner.network), list[tuple[Point, Plan]]()
+    with (
+        open_study(study, world_of(bank, words.selection, collected.fingerprint)) as remembered,
+        progress.stage("measuring plans", len(choices)) as advance,
+    ):
+        trials = Evaluator(bank, words.selection, remembered, seed=planner.seed)
+        places: list[Choice] = [choice_of(used, choice) for choice in choices]
+        for number, (choice, place) in enumerate(zip(choices, places, strict=True)):
+            (answer,) = trials.answers([place], tokens=tokens)
+            plan = planner.plan(choice)
+            reach = NORMAL * answer.error if np.isfinite(answer.error) else answer.kl
+            point = Point(
+                plan=number, bytes=planner.size(choice), bits=8 * plan.bytes / weights, predicted=plan.damage,
+                kl=answer.kl, low=max(0.0, answer.kl - reach), high=answer.kl + reach,
+            )  # fmt: skip
+            found.append((point, plan))
+            advance()
+    return found
+
+
+def _write(found: Frontier, plans: Sequence[Plan]) -> None:
+    (found.out / "plans").mkdir(parents=True, exist_ok=True)
+    for point, plan in zip(found.points, plans, strict=True):
+        (found.out / "plans" / f"{point.plan:02d}.toml").write_text(plan.to_toml(), encoding="utf-8")
+    value: dict[str, Any] = {**asdict(found), "out": str(found.out)}
+    (found.out / "frontier.json").write_bytes(canonical(value))
