@@ -75,8 +75,8 @@ def record(table: Table, plan: Plan, binding: str) -> dict[str, Any]:
     reasons = explain(table, plan)
     more, less = prices(reasons)
     rows = [
-        {"sites": list(r.sites), "step": r.step, "bytes": r.bytes, "damage": r.damage, "dearer": r.dearer and [*r.dearer],
-         "cheaper": r.cheaper and [*r.cheaper]}
+        {"sites": list(r.sites), "step": r.step, "bytes": r.bytes, "damage": r.damage,
+         "dearer": r.dearer and [*r.dearer], "cheaper": r.cheaper and [*r.cheaper]}
         for r in reasons
     ]  # fmt: skip
     return {"groups": rows, "next_megabyte_saves": more, "last_megabyte_cost": less, "binding": binding}

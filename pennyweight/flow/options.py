@@ -191,7 +191,7 @@ def _predict_block(
     """Label and damage of every option of every group of one block."""
     rows = []
     for group in groups:
-        rows.append(_predict(network, group, _taken(group, engine, network, dtype), statistics, method, pricing))
+        rows.append(predict_group(network, group, _taken(group, engine, network, dtype), statistics, method, pricing))
     return rows
 
 
@@ -204,11 +204,20 @@ def _refused(group: tuple[Site, ...], grid: Grid, engine: Engine, network: Netwo
     return any(engine.refuses(site, grid, network) is not None for site in group)
 
 
-def _predict(
+def predict_group(
     network: Network, group: tuple[Site, ...], grids: Sequence[Grid], statistics: Mapping[str, Statistics], method: str,
     pricing: str,
 ) -> list[tuple[str, float]]:  # fmt: skip
-    """Label and damage of one group under each grid, from evenly spaced rows of every site."""
+    """Label and damage of one group under each grid, from evenly spaced rows of every site.
+
+    Args:
+        network: the reference.
+        group: sites that read one edge.
+        grids: formats to price.
+        statistics: of the edges they read and write.
+        method: the quantizer, by name.
+        pricing: what turns expected changes into a damage, by name.
+    """
     rows, minds = [], []
     for site in group:
         weight = network.source.read(network.stored_name(site.parameter)).float()

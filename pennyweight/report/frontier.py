@@ -40,8 +40,9 @@ def parts(found: Frontier) -> list[Html]:
         for p in found.points
     ]  # fmt: skip
     head = ("Plan", "Files", "Bits a weight", "KL", "95 %", "Predicted")
+    plans = table(head, rows, caption="From the smallest to the safest", numbers=range(1, 6))
     return [join([banner, paragraph(told)]), section(2, "What every size costs", curve(found)),
-            section(3, "The plans", table(head, rows, caption="From the smallest to the safest", numbers=range(1, 6)))]  # fmt: skip
+            section(3, "The plans", plans)]  # fmt: skip
 
 
 def curve(found: Frontier) -> Html:

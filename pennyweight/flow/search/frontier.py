@@ -29,7 +29,6 @@ from pennyweight.flow.search.study import open_study
 from pennyweight.flow.settings import Settings
 from pennyweight.flow.text import Texts, texts
 from pennyweight.flow.versions import versions
-from pennyweight.methods.search import Surrogate
 from pennyweight.network.network import Network
 from pennyweight.numerics.hashing import canonical
 from pennyweight.plan import Option, Plan

@@ -1,0 +1,174 @@
+"""Before running: exact size, an interval for the damage, minutes and memory, in about a minute.
+
+Sums of predicted damages are off by a factor that hangs on the model, the text and how hard it is compressed, and much
+less on how codes are chosen. So the plan is carried out by plain rounding, which takes seconds, and measured: measured
+over predicted is the factor. What it does not tell is in the interval.
+"""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pennyweight.budget import Budget
+from pennyweight.export.engines import find
+from pennyweight.flow.collect import Collected, collect
+from pennyweight.flow.delivery import weights_of
+from pennyweight.flow.job import planner_of
+from pennyweight.flow.journal import Journal, open_run
+from pennyweight.flow.ladder import RUNGS
+from pennyweight.flow.load import load
+from pennyweight.flow.make_plan import Planner, check_dtype, usual_dtype
+from pennyweight.flow.options import outline, predict_group, predictor, tabulate
+from pennyweight.flow.progress import QUIET, Progress
+from pennyweight.flow.search.bank import Bank
+from pennyweight.flow.search.evaluate import Evaluator, world_of
+from pennyweight.flow.search.study import open_study
+from pennyweight.flow.settings import Settings
+from pennyweight.flow.steps import PREDICTED_SHARE
+from pennyweight.flow.text import Texts, texts
+from pennyweight.formats import Grid
+from pennyweight.network.network import Network
+from pennyweight.plan import Option, Plan, Stage, Step
+
+WINDOWS, FISHER_WINDOWS = 16, 4  # of the calibration text: enough for a sum over all sites
+TOKENS = 2048  # of the selection split, measured after plain rounding
+SPREAD = 1.4  # the interval reaches from the prediction over this to this times it; see benchmarks/prediction.py
+CERTIFIED = 96  # windows a certificate looks at, as a rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a run would end with.
+
+    Args:
+        plan: by prediction.
+        bytes: of the files, at most.
+        bits: stored per weight, all tensors counted.
+        kl: expected, nats per token.
+        low: end of an interval.
+        high: its other end.
+        factor: measured over predicted damage, after plain rounding.
+        minutes: that `compress` would take on this machine, at its present load.
+        peak_memory: bytes, of this process so far: `compress` goes through the same stages.
+    """
+
+    plan: Plan
+    bytes: int
+    bits: float
+    kl: float
+    low: float
+    high: float
+    factor: float
+    minutes: float
+    peak_memory: int
+
+
+def predict(
+    model: str | Path,
+    budget: Budget,
+    *,
+    calibration: str | Path | None = None,
+    settings: Settings | None = None,
+    allow_network: bool = False,
+    progress: Progress = QUIET,
+) -> Prediction:
+    """Predict what `compress` would end with; nothing is kept.
+
+    Args:
+        model: directory, GGUF file, or hub id with `allow_network`.
+        budget: a limit on size, bits, perplexity or KL.
+        calibration: text; None for the one every Python carries.
+        settings: as for `compress`; fewer windows are looked at.
+        allow_network: whether a hub id may be downloaded.
+        progress: told about every stage.
+
+    Raises:
+        InfeasibleBudget: no plan is within the budget; it names the nearest.
+        PennyweightError: see `errors`.
+    """
+    settings = settings or Settings()
+    network = load(model, allow_network=allow_network)
+    settings = replace(settings, dtype=settings.dtype or usual_dtype(network))
+    assert settings.dtype is not None
+    engine = find(settings.engine)
+    check_dtype(settings.dtype, engine)
+    predictor(settings.method)
+    if not budget.is_claim:  # sizes are known beforehand
+        planner_of(network, settings, outline(network, engine, dtype=settings.dtype), model=network).limit(budget)
+    words = texts(
+        network, calibration, None, length=settings.length, count=WINDOWS, selection=settings.selection_windows,
+        seed=settings.seed,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as work, open_run(Path(work) / "run", {}) as journal:
+        start = time.monotonic()
+        collected = collect(
+            network, words.calibration, journal, fisher_windows=FISHER_WINDOWS, seed=settings.seed, progress=progress
+        )
+        seen = time.monotonic() - start
+        table = tabulate(
+            network, collected, engine, journal, dtype=settings.dtype, method=settings.method,
+            pricing=settings.pricing, progress=progress,
+        )  # fmt: skip
+        planner = planner_of(network, settings, table, model=network)
+        plan = planner.for_budget(budget, share=PREDICTED_SHARE)
+        tabulated = time.monotonic() - start - seen
+        choice = [next(o for o in row if o.step == plan.steps.get(o.sites[0], o.step)) for row in table.groups]
+        with progress.stage("rounding and measuring", 1):
+            factor, scoring = _factor(network, choice, collected, words, journal, settings)
+        carried = _carried(planner, choice, collected, journal)
+    kl = plan.damage * factor
+    candidates = 1 if not budget.is_claim else 1 + len(RUNGS)
+    scored = 2 * settings.selection_windows + candidates * (settings.selection_windows + CERTIFIED)
+    seconds = (
+        seen * settings.calibration_windows / WINDOWS + tabulated + candidates * carried
+        + scoring * scored * settings.length
+    )  # fmt: skip
+    return Prediction(
+        plan=plan, bytes=planner.size(choice), bits=8 * plan.bytes / weights_of(network), kl=kl, low=kl / SPREAD,
+        high=kl * SPREAD, factor=factor, minutes=seconds / 60,
+        peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )  # fmt: skip
+
+
+def _factor(
+    network: Network, choice: list[Option], collected: Collected, words: Texts, journal: Journal, settings: Settings
+) -> tuple[float, float]:
+    """Measured over predicted damage of plain rounding to the formats of a choice, and seconds a token of measuring."""
+    rounded = []
+    for index in range(len(network.blocks)):
+        statistics = None
+        for option in choice:
+            format = option.step.stages[0].format
+            if network.by_name[option.sites[0]].block != index or not isinstance(format, Grid):
+                continue
+            statistics = statistics or collected.block(index)
+            group = tuple(network.by_name[name] for name in option.sites)
+            method = "round_to_nearest"
+            ((_, damage),) = predict_group(network, group, [format], statistics, method, settings.pricing)
+            rounded.append((replace(option, step=Step((Stage(method, format),)), damage=damage),))
+    predicted = sum(row[0].damage for row in rounded)
+    if not rounded or predicted <= 0:
+        return 1.0, 0.0
+    bank = Bank(network, tuple(rounded), journal, settings.seed)
+    bank.fill(collected)
+    with open_study(journal.directory / "study.sqlite", world_of(bank, words.selection, "rounded")) as study:
+        trials = Evaluator(bank, words.selection, study, seed=settings.seed)
+        tokens = min(TOKENS, trials.most)
+        start = time.monotonic()
+        (kl,) = trials.measure([(0,) * len(rounded)], tokens=tokens)
+        seconds = time.monotonic() - start
+    return max(kl, 1e-12) / predicted, seconds / (2 * tokens)
+
+
+def _carried(planner: Planner, choice: list[Option], collected: Collected, journal: Journal) -> float:
+    """Seconds to carry a choice out on all blocks, from one in the middle."""
+    blocks = len(planner.network.blocks)
+    middle = blocks // 2
+    here = tuple((o,) for o in choice if planner.network.by_name[o.sites[0]].block == middle)
+    start = time.monotonic()
+    Bank(planner.network, here, journal, planner.seed).fill(collected)
+    return blocks * (time.monotonic() - start)
