@@ -17,7 +17,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from pennyweight.errors import InfeasibleBudget
-from pennyweight.methods.allocation.limit import Problem, undominated
+from pennyweight.methods.allocation.limit import Limit, Problem, undominated
 from pennyweight.plan import Option
 
 
@@ -44,9 +44,6 @@ class IntegerProgram:
         groups = [undominated(options, problem) for options in table]
         if not groups:
             return ()
-        if any(limit.at_most <= 0 for limit in problem.limits):
-            (limit, *_) = [limit for limit in problem.limits if limit.at_most <= 0]
-            groups = [[o for o in options if limit.cost(o) <= 0] for options in groups]
         chosen = self._solved(groups, problem)
         if chosen is not None:
             return chosen
@@ -57,26 +54,36 @@ class IntegerProgram:
         raise self._contradiction(groups, problem)
 
     def _solved(self, groups: Sequence[Sequence[Option]], problem: Problem) -> tuple[Option, ...] | None:
+        """The best choice, or None where the limits leave none."""
+        for limit in problem.limits:
+            groups = _affordable(groups, limit)
         flat = [(g, option) for g, options in enumerate(groups) for option in options]
         value = np.array([problem.value(option) for _, option in flat])
         rows = np.array([g for g, _ in flat])
         one_each = csr_array((np.ones(len(flat)), (rows, np.arange(len(flat)))), shape=(len(groups), len(flat)))
-        # All rows are scaled to about one: HiGHS judges feasibility by absolute tolerances.
-        constraints = [LinearConstraint(one_each, 1, 1)]
+        # HiGHS judges feasibility by absolute tolerances of 1e-6: costs count from each group's cheapest option, and
+        # what is left for the rest is one. A choice that uses the tolerance is answered with a limit lower by as much.
+        costs = []
         for limit in problem.limits:
-            if limit.at_most > 0:
-                cost = np.array([limit.cost(option) for _, option in flat]) / limit.at_most
-                constraints.append(LinearConstraint(cost[None, :], -np.inf, 1 - 1e-9))
-        result = milp(
-            value / max(float(value.max()), 1e-300), integrality=np.ones(len(flat)), bounds=Bounds(0, 1),
-            constraints=constraints, options={"mip_rel_gap": self.gap, "time_limit": 60},
-        )  # fmt: skip
-        if result.x is None:
-            return None
-        chosen = tuple(option for (_, option), x in zip(flat, result.x, strict=True) if x > 0.5)
-        if not problem.fits(chosen):
-            raise InfeasibleBudget("the solver returned a choice above a limit", site=self.name)
-        return chosen
+            least = np.array([min(limit.cost(option) for option in options) for options in groups])
+            room = limit.at_most - sum(least.tolist())
+            if room < 0:
+                return None
+            extra = np.array([limit.cost(option) for _, option in flat]) - least[rows]
+            costs += [extra / room] if extra.any() else []
+        for tolerance in (0.0, 2e-6):
+            limited = [LinearConstraint(cost[None, :], -np.inf, 1 - tolerance) for cost in costs]
+            result = milp(
+                value / max(float(value.max()), 1e-300), integrality=np.ones(len(flat)), bounds=Bounds(0, 1),
+                constraints=[LinearConstraint(one_each, 1, 1), *limited],
+                options={"mip_rel_gap": self.gap, "time_limit": 60},
+            )  # fmt: skip
+            if result.x is None:
+                return None
+            chosen = tuple(option for (_, option), x in zip(flat, result.x, strict=True) if x > 0.5)
+            if problem.fits(chosen):
+                return chosen
+        raise InfeasibleBudget("the solver returned a choice above a limit", site=self.name)
 
     def _contradiction(self, groups: Sequence[Sequence[Option]], problem: Problem) -> InfeasibleBudget:
         """Name the two limits that do not go together, and the nearest that would."""
@@ -93,3 +100,13 @@ class IntegerProgram:
             f"no plan respects all {len(problem.limits)} limits together, though any two of them can be met",
             expected="limits that leave a choice", mend="raise one of them", site=self.name,
         )  # fmt: skip
+
+
+def _affordable(groups: Sequence[Sequence[Option]], limit: Limit) -> list[list[Option]]:
+    """Options that a limit leaves a group when every other group takes its cheapest."""
+    least = [min(limit.cost(option) for option in options) for options in groups]
+    room = max(limit.at_most - sum(least), 0.0) * (1 + 1e-9)
+    return [
+        [option for option in options if limit.cost(option) - cheapest <= room]
+        for options, cheapest in zip(groups, least, strict=True)
+    ]
