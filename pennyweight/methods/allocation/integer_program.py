@@ -17,7 +17,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from pennyweight.errors import InfeasibleBudget
-from pennyweight.methods.allocation.limit import Limit, Problem, undominated
+from pennyweight.methods.allocation.limit import Limit, Problem
+from pennyweight.methods.allocation.moves import Moves
 from pennyweight.plan import Option
 
 
@@ -41,17 +42,17 @@ class IntegerProgram:
             InfeasibleBudget: nothing is within a limit, or within all of them together; it says which two, and how far.
         """
         problem.check_feasible(table)
-        groups = [undominated(options, problem) for options in table]
-        if not groups:
+        if not table:
             return ()
-        chosen = self._solved(groups, problem)
-        if chosen is not None:
-            return chosen
-        if (
-            len(problem.limits) == 1
-        ):  # only the rounding of the limit can bring us here: the cheapest choice is feasible
-            return tuple(min(options, key=problem.limits[0].cost) for options in groups)
-        raise self._contradiction(groups, problem)
+        moves = Moves(table, problem)
+        chosen = self._solved(moves.groups, problem)
+        if chosen is None and len(problem.limits) > 1:
+            raise self._contradiction(moves.groups, problem)
+        if chosen is None:  # only the rounding of the limit can bring us here: the cheapest choice is feasible
+            chosen = tuple(options[0] for options in moves.groups)
+        # Up to the gap, and where a choice is exactly at a limit, there may be something left.
+        found = [options.index(option) for options, option in zip(moves.groups, chosen, strict=True)]
+        return moves.options(moves.spend(np.array(found)))
 
     def _solved(self, groups: Sequence[Sequence[Option]], problem: Problem) -> tuple[Option, ...] | None:
         """The best choice, or None where the limits leave none."""
