@@ -194,6 +194,20 @@ def test_the_integer_program_sees_what_is_left_beside_a_large_constant() -> None
     assert bits(IntegerProgram().allocate(table, Problem.of(Limit("damage", 2 + 2e-6)))) == [4, 8]
 
 
+def test_the_integer_program_sees_what_is_decided_beside_large_damages() -> None:
+    """A budget for which nearly nothing is lost, in a table where much could be: the solver's gap is also absolute."""
+    rng = np.random.default_rng(0)
+    table = tuple(
+        (option(f"s{g}", 16, 2 * n, 0.0), option(f"s{g}", 8, n, d), option(f"s{g}", 3, n // 3, 1.0))
+        for g, (n, d) in enumerate(
+            zip(rng.integers(1_000, 10_000, 40).tolist(), rng.lognormal(-18, 1, 40).tolist(), strict=True)
+        )
+    )
+    problem = Problem.of(Limit("bytes", 0.8 * sum(group[0].bytes for group in table)))
+    exact = problem.total(DynamicProgramming(units=2**20).allocate(table, problem))
+    assert problem.total(IntegerProgram(gap=0.0).allocate(table, problem)) == pytest.approx(exact, rel=1e-6)
+
+
 # Dynamic programming.
 
 

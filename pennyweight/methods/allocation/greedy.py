@@ -55,8 +55,7 @@ class Greedy:
                 costs[g] = before
                 full.add(g)
         moves = Moves(table, problem)
-        start = np.array([options.index(option) for options, option in zip(moves.groups, chosen, strict=True)])
-        return moves.options(moves.spend(start))
+        return moves.options(moves.spend(moves.indices(chosen)))
 
 
 def hull(options: Sequence[Option], aim: Quantity, of: Quantity) -> list[Option]:

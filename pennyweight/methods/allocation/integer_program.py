@@ -2,7 +2,8 @@
 
 Source: Hubara et al. Improving Post Training Neural Quantization: Layer-wise Calibration and Integer Programming.
 arXiv:2006.10518, section 4. Departs from it: any sums may be limits and any other the objective, groups (not layers)
-are decided, so that tied tensors and inputs an engine fuses get one answer, and dominated options are dropped first.
+are decided, so that tied tensors and inputs an engine fuses get one answer, dominated options are dropped first, and
+what `lagrangian` finds bounds the search: the solver's absolute tolerances are then small beside what is decided.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from pennyweight.errors import InfeasibleBudget
+from pennyweight.methods.allocation.lagrangian import Lagrangian
 from pennyweight.methods.allocation.limit import Limit, Problem
 from pennyweight.methods.allocation.moves import Moves
 from pennyweight.plan import Option
@@ -45,37 +47,48 @@ class IntegerProgram:
         if not table:
             return ()
         moves = Moves(table, problem)
-        chosen = self._solved(moves.groups, problem)
-        if chosen is None and len(problem.limits) > 1:
+        try:
+            known = Lagrangian().allocate(table, problem)
+        except InfeasibleBudget:  # prices need not find what there is, with several limits
+            known = None
+        chosen = self._solved(moves.groups, problem, known)
+        if chosen is None and known is None:
             raise self._contradiction(moves.groups, problem)
-        if chosen is None:  # only the rounding of the limit can bring us here: the cheapest choice is feasible
-            chosen = tuple(options[0] for options in moves.groups)
         # Up to the gap, and where a choice is exactly at a limit, there may be something left.
-        found = [options.index(option) for options, option in zip(moves.groups, chosen, strict=True)]
-        return moves.options(moves.spend(np.array(found)))
+        found = [] if chosen is None else [moves.options(moves.spend(moves.indices(chosen)))]
+        return min([*found, *([known] if known else [])], key=problem.total)
 
-    def _solved(self, groups: Sequence[Sequence[Option]], problem: Problem) -> tuple[Option, ...] | None:
-        """The best choice, or None where the limits leave none."""
+    def _solved(
+        self, groups: Sequence[Sequence[Option]], problem: Problem, known: Sequence[Option] | None = None
+    ) -> tuple[Option, ...] | None:
+        """The best choice, or None where the limits leave none, or none that is better than the one known."""
         for limit in problem.limits:
             groups = _affordable(groups, limit)
+        if known:
+            groups = _affordable(groups, Limit(problem.aim, problem.total(known)))
         flat = [(g, option) for g, options in enumerate(groups) for option in options]
         value = np.array([problem.value(option) for _, option in flat])
         rows = np.array([g for g, _ in flat])
         one_each = csr_array((np.ones(len(flat)), (rows, np.arange(len(flat)))), shape=(len(groups), len(flat)))
-        # HiGHS judges feasibility by absolute tolerances of 1e-6: costs count from each group's cheapest option, and
-        # what is left for the rest is one. A choice that uses the tolerance is answered with a limit lower by as much.
+        # HiGHS judges feasibility and optimality by absolute tolerances of 1e-6. So costs count from each group's
+        # cheapest option, and what is left for the rest is one; options are gone whose value alone is above that of a
+        # known choice, and what is left is one. A choice that uses the tolerance is answered with a lower limit.
         costs = []
+        scale = max(float(value.max()), 1e-300)
+        if known:
+            least_value = sum(min(problem.value(option) for option in options) for options in groups)
+            scale = max(problem.total(known) - least_value, 1e-9 * scale)
         for limit in problem.limits:
             least = np.array([min(limit.cost(option) for option in options) for options in groups])
             room = limit.at_most - sum(least.tolist())
             if room < 0:
                 return None
             extra = np.array([limit.cost(option) for _, option in flat]) - least[rows]
-            costs += [extra / room] if extra.any() else []
+            costs += [extra / room if room > 0 else np.where(extra > 0, 2.0, 0.0)] if extra.any() else []
         for tolerance in (0.0, 2e-6):
             limited = [LinearConstraint(cost[None, :], -np.inf, 1 - tolerance) for cost in costs]
             result = milp(
-                value / max(float(value.max()), 1e-300), integrality=np.ones(len(flat)), bounds=Bounds(0, 1),
+                value / scale, integrality=np.ones(len(flat)), bounds=Bounds(0, 1),
                 constraints=[LinearConstraint(one_each, 1, 1), *limited],
                 options={"mip_rel_gap": self.gap, "time_limit": 60},
             )  # fmt: skip
@@ -84,6 +97,8 @@ class IntegerProgram:
             chosen = tuple(option for (_, option), x in zip(flat, result.x, strict=True) if x > 0.5)
             if problem.fits(chosen):
                 return chosen
+        if known:
+            return None
         raise InfeasibleBudget("the solver returned a choice above a limit", site=self.name)
 
     def _contradiction(self, groups: Sequence[Sequence[Option]], problem: Problem) -> InfeasibleBudget:

@@ -54,6 +54,10 @@ class Moves:
         """The choice that indices stand for."""
         return tuple(options[i] for options, i in zip(self.groups, chosen, strict=True))
 
+    def indices(self, choice: Sequence[Option]) -> Indices:
+        """The other way round."""
+        return np.array([options.index(option) for options, option in zip(self.groups, choice, strict=True)], np.int64)
+
     def fits(self, chosen: Indices) -> bool:
         """Whether a choice respects every limit, exactly as the problem counts it."""
         return self.problem.fits(self.options(chosen))
