@@ -29,7 +29,7 @@ class Greedy:
     name: ClassVar[str] = "greedy"
     paper: ClassVar[str] = "Shoham and Gersho 1988"
     needs: ClassVar[frozenset[str]] = frozenset()
-    gap: ClassVar[float] = 2.0
+    gap: ClassVar[float] = 10.0
 
     def allocate(self, table: Sequence[Sequence[Option]], problem: Problem) -> tuple[Option, ...]:
         """One option a group, within the limit.

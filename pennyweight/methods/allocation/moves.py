@@ -115,13 +115,13 @@ class Moves:
         return chosen
 
     def within(self, chosen: Indices, site: str) -> Indices:
-        """A choice within every limit, made from one that may not be; or from the cheapest, where that fails.
+        """A choice within every limit, made from one that may not be; or from the cheapest ones, where that fails.
 
         Raises:
             InfeasibleBudget: single changes lead to no such choice; it says which limit, and what was reached.
         """
         cheapest = self.least((self.cost / self.scale[:, None, None]).sum(0))
-        for start in (chosen, cheapest):
+        for start in (chosen, cheapest, *map(self.least, self.cost)):
             mended = self.mend(start)
             if mended is not None:
                 return mended
