@@ -1,7 +1,7 @@
 """The multiple-choice knapsack, solved budget by budget.
 
 Source: Dudzinski and Walukiewicz. Exact methods for the knapsack problem and its generalizations. European Journal of
-Operational Research 28(1), 1987; Kellerer, Pferschy and Pisinger. Knapsack Problems. Springer, 2004, section 11.5.
+Operational Research 28(1), 1987; Kellerer, Pferschy and Pisinger. Knapsack Problems. Springer, 2004, chapter 11.
 Departs from them: costs above each group's cheapest option are rounded up to a number of units, so that the limit holds
 whatever they are; what rounding leaves over is spent by single changes.
 
@@ -31,7 +31,7 @@ class DynamicProgramming:
     """For every budget up to the limit the best choice of the first one, two, three … groups.
 
     Args:
-        units: what lies between the least cost and the limit is divided into so many.
+        units: what lies between the least cost and the limit (or the largest cost) is divided into so many.
     """
 
     name: ClassVar[str] = "dynamic_programming"
@@ -57,7 +57,7 @@ class DynamicProgramming:
             return ()
         moves = Moves(table, problem)
         cost = np.where(moves.there, moves.cost[0] - moves.cost[0, :, :1], 0.0)
-        room = limit.at_most - float(moves.cost[0, :, 0].sum())
+        room = min(limit.at_most - float(moves.cost[0, :, 0].sum()), float(cost.max(1).sum()))
         whole, units = self._whole(cost, room)
         kept = _best(moves, whole, units)
         for budget in range(units, -1, -1):  # the first, unless sums are rounded across the limit

@@ -2,7 +2,7 @@
 
 Source: the quadratic penalty method, Nocedal and Wright. Numerical Optimization. Springer, 2006, section 17.1; choices
 as a softmax as in Wu et al. Mixed Precision Quantization of ConvNets via Differentiable Neural Architecture Search.
-arXiv:1812.00090, section 3. Departs from them: the table is given, so that the expected value and costs and their
+arXiv:1812.00090. Departs from them: the table is given, so that the expected value and costs and their
 gradients are exact and nothing is sampled; the result is mended and what is left is spent by single changes.
 
 Use it for several limits, or as a second opinion beside `lagrangian`: near the optimum the penalty's slope is the price
