@@ -21,6 +21,8 @@ class Piece:
         run: weights by parameter, and the number of a batch -> hidden states `[windows, length, size]` of the
             compressed network; gradients flow to the weights.
         target: number of a batch -> what the reference has in the same place.
+        run_with: the same as `run`, with a vector that is added to the outputs of a weight's product, by parameter;
+            None where nothing can be added.
         logits: hidden states of single tokens `[tokens, size]` -> logits; None for a piece that is not the whole.
     """
 
@@ -29,3 +31,4 @@ class Piece:
     run: Callable[[Weights, int], Float[Tensor, "windows length size"]]
     target: Callable[[int], Float[Tensor, "windows length size"]]
     logits: Callable[[Float[Tensor, "tokens size"]], Float[Tensor, "tokens vocabulary"]] | None = None
+    run_with: Callable[[Weights, int, Weights], Float[Tensor, "windows length size"]] | None = None

@@ -27,7 +27,7 @@ from pennyweight.network.running.stream import Stream
 from pennyweight.numerics.hashing import of_value
 from pennyweight.numerics.memory import release
 from pennyweight.numerics.random import derived_seed
-from pennyweight.piece import Piece
+from pennyweight.piece import Piece, Weights
 
 BATCH_TOKENS = 1024
 BATCHES = 8  # at least, where there are as many windows
@@ -54,7 +54,7 @@ def check_recovery(specs: Sequence[str], network: Network, formats: Mapping[str,
             if not isinstance(format, Refittable):
                 raise InvalidFormat(
                     f"{method.name} cannot learn the parameters of {format.label()}",
-                    expected="integer grids, affine codes or vectors",
+                    expected="integer grids, affine, ternary or residual binary codes, or vectors",
                     mend="choose such a format, or no recovery", site=site,
                 )  # fmt: skip
         needed = BYTES_A_WEIGHT * sum(site.elements for site in network.sites if site.block is not None)
@@ -138,19 +138,19 @@ class Recovery:
                 for index in range(len(self.applied.network.blocks)):
                     stack.enter_context(self.stream.block(index))
 
-                def run(weights: Mapping[str, Tensor], batch: int) -> Tensor:
+                def run(weights: Weights, batch: int, added: Weights | None = None) -> Tensor:
                     with torch.no_grad():
                         hidden = begin(self.ids[batch])
                     with lower():
                         for index in range(len(self.applied.network.blocks)):
-                            hidden = self.stream.replaced(index, hidden, weights)
+                            hidden = self.stream.replaced(index, hidden, weights, added)
                     return hidden
 
                 def finish(hidden: Tensor) -> Tensor:
                     with lower():
                         return logits(hidden)
 
-                piece = Piece(len(self.ids), self.held_out, run, lambda batch: target[batch], finish)
+                piece = Piece(len(self.ids), self.held_out, run, lambda batch: target[batch], finish, run)
                 self._train(piece, self.sites, "network", advance)
         return self._applied(self.sites)
 
@@ -178,11 +178,11 @@ class Recovery:
         return self._applied(self.sites)
 
     def _block(self, index: int, given: Sequence[Tensor], meant: Sequence[Tensor]) -> Piece:
-        def run(weights: Mapping[str, Tensor], batch: int) -> Tensor:
+        def run(weights: Weights, batch: int, added: Weights | None = None) -> Tensor:
             with lower():
-                return self.stream.replaced(index, given[batch], weights)
+                return self.stream.replaced(index, given[batch], weights, added)
 
-        return Piece(len(self.ids), self.held_out, run, lambda batch: meant[batch])
+        return Piece(len(self.ids), self.held_out, run, lambda batch: meant[batch], run_with=run)
 
     def _train(self, piece: Piece, sites: Sequence[Site], name: str, advance: Callable[[], None]) -> None:
         network, journal = self.applied.network, self.applied.journal

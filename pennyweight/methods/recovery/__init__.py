@@ -2,10 +2,12 @@
 
 from pennyweight.methods.recovery.block_wise import BlockWise
 from pennyweight.methods.recovery.end_to_end import EndToEnd
+from pennyweight.methods.recovery.tequila import Tequila
 
 METHODS = (
     BlockWise,
     EndToEnd,
+    Tequila,
 )
 
-__all__ = ["METHODS", "BlockWise", "EndToEnd"]
+__all__ = ["METHODS", "BlockWise", "EndToEnd", "Tequila"]
