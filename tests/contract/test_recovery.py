@@ -55,7 +55,7 @@ def piece_of(weight: Tensor, inputs: list[Tensor], other: Tensor | None = None) 
     def run_with(weights: Weights, batch: int, added: Weights) -> Tensor:
         return run(weights, batch) + added["w"]
 
-    return Piece(BATCHES, 2, run, target, lambda hidden: hidden, run_with)
+    return Piece(BATCHES, 2, run, target, lambda hidden: hidden, lambda hidden: hidden, run_with)
 
 
 def stored(weight: Tensor, label: str) -> Part:

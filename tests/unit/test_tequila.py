@@ -32,7 +32,7 @@ def piece_of(weight: Tensor, inputs: list[Tensor], seen: list[Tensor] | None = N
         return inputs[batch] @ weights["w"].T + added["w"]
 
     return Piece(BATCHES, 2, lambda weights, batch: inputs[batch] @ weights["w"].T,
-                 lambda batch: inputs[batch] @ weight.T, lambda hidden: hidden, run_with)  # fmt: skip
+                 lambda batch: inputs[batch] @ weight.T, lambda hidden: hidden, run_with=run_with)  # fmt: skip
 
 
 def recovered(method: EndToEnd | Tequila, seen: list[Tensor] | None = None) -> tuple[Part, dict[str, object]]:

@@ -1,13 +1,15 @@
 """What is trained after codes are chosen: `recover(piece, parts, weights, *, seed, advance) -> (parts, record)`."""
 
+from pennyweight.methods.recovery.average_hessian import AverageHessian
 from pennyweight.methods.recovery.block_wise import BlockWise
 from pennyweight.methods.recovery.end_to_end import EndToEnd
 from pennyweight.methods.recovery.tequila import Tequila
 
 METHODS = (
+    AverageHessian,
     BlockWise,
     EndToEnd,
     Tequila,
 )
 
-__all__ = ["METHODS", "BlockWise", "EndToEnd", "Tequila"]
+__all__ = ["METHODS", "AverageHessian", "BlockWise", "EndToEnd", "Tequila"]
