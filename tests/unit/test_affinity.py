@@ -187,3 +187,23 @@ def test_compressed_with_gates_and_certified() -> None:
     )  # fmt: skip
     assert result.holds
     assert result.run["affinity"] == 1
+
+
+def test_the_output_of_a_mixture_gains_where_gates_go_with_directions() -> None:
+    """Tokens of a high gate lie in other directions than those of a low one."""
+    weight = torch.randn(64, SIZE, generator=generator(1))
+    site = pw.network_of(nn.Linear(SIZE, 64, bias=False)).sites[0]
+    sizes = torch.logspace(0, -1.5, SIZE)
+    rows = torch.randn(4000, SIZE, generator=generator(2)) * torch.where(torch.arange(4000)[:, None] < 2000, sizes,
+                                                                         sizes.flip(0))  # fmt: skip
+    turned = rows @ torch.linalg.qr(torch.randn(SIZE, SIZE, generator=generator(3))).Q
+    gates = torch.where(torch.arange(4000) < 2000, 0.9, 0.1)
+    errors = []
+    for power in (0.0, 1.0, 2.0):
+        seen = Seen(torch.ones(64))
+        seen.add(turned[None], None, 1, gates[None] ** power)
+        result, _ = compress(site, weight, seen, Step.parse("gptq int2 g32 asym"), 0)
+        change = turned @ (result.dequantize() - weight).T
+        errors.append(float((gates[:, None] * change).square().sum()))
+    assert errors[1] < 0.8 * errors[0]
+    assert errors[2] < errors[1]

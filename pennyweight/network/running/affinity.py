@@ -13,7 +13,8 @@ When: tokens of an expert have gates that differ much. Cost: what experts read i
 failures: on a Mixtral of 8 experts, 2 a token, trained on bytes for 200 steps, it gained nothing: GPTQ of its experts
 at 4, 3 and 2 bits has a KL of .0001, .0004 and .0037 without gates, and the same with them but for a hundredth or two
 (with c² instead of c, .0040 at 2 bits; `benchmarks/shelf_modules.py` has the network). The source reports .1 to .5
-points of accuracy.
+points of accuracy. Where tokens of gates .9 and .1 lie in different directions, the squared error of what a layer adds
+falls at 2 bits by 39 in 100 with c, and by 45 with c², which is that error to the letter.
 
 A gate before the expert (some families scale its inputs) is in the inputs already. One inside a matrix product or an
 einsum is not seen, nor that of an expert that all tokens pass: these rows count fully.
@@ -40,7 +41,7 @@ MOVED = frozenset({
     "transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims", "adjoint", "t", "flip", "roll", "sort",
     "gather", "scatter", "index_add", "index_add_", "take_along_dim", "__get__", "__setitem__", "repeat",
     "repeat_interleave",
-})  # fmt: skip  # rows may stand in another order afterwards
+})  # rows may stand in another order afterwards  # fmt: skip
 
 # Called with the name of a tensor, rows `[parts, n, in]`, the part that read them, and the gate of each row, None where
 # there is none.
@@ -139,7 +140,8 @@ class Weighing(Reading):
             count, reads = self._known(x)
             _, before = self._known(gate)
             waiting = [read for read in reads if not read.told]
-            if waiting and gate.dim() and gate.shape[-1] == 1 and gate.numel() == count and not {*before} & {*reads}:
+            one_a_row = gate.is_floating_point() and gate.dim() and gate.shape[-1] == 1 and gate.numel() == count
+            if waiting and one_a_row and not {*before} & {*reads}:
                 gates = gate.detach().reshape(-1).float()
                 for read in waiting:
                     self._weighed(read.name, read.rows, read.part, read.of(gates))
