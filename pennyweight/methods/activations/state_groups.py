@@ -8,8 +8,7 @@ made: which tensors belong to a head is not found by watching the network, so he
 are. Weights of such a layer are rounded by any quantizer.
 
 When: B and C of Mamba2 with more than one group; what is scanned is not summed over channels, so scales of groups are
-legal. Cost: none beside the observation. Known failures: with one group it is `static_range` over the tensor. On drawn
-channels of 8 groups whose sizes lie between 1 and 40 it has .18 of the squared error of that.
+legal. Cost: none beside the observation. Known failures: with one group it is `static_range` over the tensor.
 """
 
 from __future__ import annotations

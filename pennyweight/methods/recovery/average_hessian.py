@@ -12,12 +12,11 @@ text have no places as images have, so the mean is taken over positions too, unl
 reconstruction of MLPs that puts ReLU for GELU (another network than the engine has), QDrop (activations are not rounded
 here), and AdaRound's regulariser (hidden weights are learnt straight through, as in `block_wise`).
 
-When: channels of a block's output differ much in what they do. On four residual blocks of random weights, with channels
-of unequal size, sixty steps a block bring the KL of the whole from .246 to .075 at 3 bits and from .943 to .296 at 2
-(means of four seeds); `block_wise` ends at .082 and .346, `signs=False` at .074 and .299, `positions` at .077 and .303.
-Cost: that of `block_wise`, and for each block four
+When: channels of a block's output differ much in what they do. Cost: that of `block_wise`, and for each block four
 passes through all blocks behind it a sample; the network has to fit into memory. Known failures: importance is of the
-reference, one element at a time; what errors of several channels do together is not in it.
+reference, one element at a time; what errors of several channels do together is not in it. On residual blocks of random
+weights with channels of unequal size it is ahead of `block_wise` at 3 bits and more so at 2; on a small Llama trained
+on bytes the two are level.
 """
 
 from __future__ import annotations
