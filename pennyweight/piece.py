@@ -21,7 +21,12 @@ class Piece:
         run: weights by parameter, and the number of a batch -> hidden states `[windows, length, size]` of the
             compressed network; gradients flow to the weights.
         target: number of a batch -> what the reference has in the same place.
-        logits: hidden states of single tokens `[tokens, size]` -> logits; None for a piece that is not the whole.
+        run_with: the same as `run`, with a vector that is added to the outputs of a weight's product, by parameter;
+            None where nothing can be added.
+        logits: hidden states of single tokens behind the last block `[tokens, size]` -> logits; None for a piece that
+            is neither the whole nor a block of which `onward` is known.
+        onward: what a block returns -> the reference's hidden states behind the last block, in float32; given to
+            methods whose `needs` name it.
     """
 
     batches: int
@@ -29,3 +34,5 @@ class Piece:
     run: Callable[[Weights, int], Float[Tensor, "windows length size"]]
     target: Callable[[int], Float[Tensor, "windows length size"]]
     logits: Callable[[Float[Tensor, "tokens size"]], Float[Tensor, "tokens vocabulary"]] | None = None
+    onward: Callable[[Float[Tensor, "windows length size"]], Float[Tensor, "windows length size"]] | None = None
+    run_with: Callable[[Weights, int, Weights], Float[Tensor, "windows length size"]] | None = None

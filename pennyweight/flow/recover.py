@@ -27,7 +27,9 @@ from pennyweight.network.running.stream import Stream
 from pennyweight.numerics.hashing import of_value
 from pennyweight.numerics.memory import release
 from pennyweight.numerics.random import derived_seed
-from pennyweight.piece import Piece
+from pennyweight.piece import Piece, Weights
+
+Behind = tuple[list[Callable[[Tensor], Tensor]], Callable[[Tensor], Tensor]]  # blocks, and what is behind the last
 
 BATCH_TOKENS = 1024
 BATCHES = 8  # at least, where there are as many windows
@@ -54,15 +56,17 @@ def check_recovery(specs: Sequence[str], network: Network, formats: Mapping[str,
             if not isinstance(format, Refittable):
                 raise InvalidFormat(
                     f"{method.name} cannot learn the parameters of {format.label()}",
-                    expected="integer grids, affine codes or vectors",
+                    expected="integer grids, affine, ternary or residual binary codes, or vectors",
                     mend="choose such a format, or no recovery", site=site,
                 )  # fmt: skip
-        needed = BYTES_A_WEIGHT * sum(site.elements for site in network.sites if site.block is not None)
+        times = 6 if method.unit == "network" else 1 if "onward" in method.needs else 0
+        needed = times * BYTES_A_WEIGHT // 6 * sum(site.elements for site in network.sites if site.block is not None)
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if method.unit == "network" and needed > there:
+        if needed > there:
             raise InvalidMethod(
                 f"{method.name} needs {needed / 1e9:.0f} GB here, and this machine has {there / 1e9:.0f} GB",
-                expected="a network that fits into memory six times over", mend="--recover block_wise", site=spec,
+                expected=f"a network that fits into memory {'six times over' if times == 6 else 'in float32'}",
+                mend="--recover block_wise", site=spec,
             )  # fmt: skip
 
 
@@ -138,19 +142,19 @@ class Recovery:
                 for index in range(len(self.applied.network.blocks)):
                     stack.enter_context(self.stream.block(index))
 
-                def run(weights: Mapping[str, Tensor], batch: int) -> Tensor:
+                def run(weights: Weights, batch: int, added: Weights | None = None) -> Tensor:
                     with torch.no_grad():
                         hidden = begin(self.ids[batch])
                     with lower():
                         for index in range(len(self.applied.network.blocks)):
-                            hidden = self.stream.replaced(index, hidden, weights)
+                            hidden = self.stream.replaced(index, hidden, weights, added)
                     return hidden
 
                 def finish(hidden: Tensor) -> Tensor:
                     with lower():
                         return logits(hidden)
 
-                piece = Piece(len(self.ids), self.held_out, run, lambda batch: target[batch], finish)
+                piece = Piece(len(self.ids), self.held_out, run, lambda batch: target[batch], finish, run_with=run)
                 self._train(piece, self.sites, "network", advance)
         return self._applied(self.sites)
 
@@ -161,15 +165,20 @@ class Recovery:
         while done < len(blocks) and all(self.applied.journal.has(self._key(site)) for site in self._sites(done)):
             done += 1
         if done < len(blocks):
-            with self.progress.stage("recovering block by block", len(blocks)) as advance, torch.no_grad():
+            with (
+                self.progress.stage("recovering block by block", len(blocks)) as advance,
+                torch.no_grad(),
+                ExitStack() as stack,
+            ):
                 with self.stream.beginning() as begin:
                     before = [begin(ids) for ids in self.ids]
                 after = [hidden.clone() for hidden in before]
+                behind = self._behind(stack) if "onward" in self.method.needs else None
                 for index in range(len(blocks)):
                     with self.stream.block(index) as run:
                         before, given = [run(hidden) for hidden in before], after
                         if index >= done:
-                            piece = self._block(index, given, before)
+                            piece = self._block(index, given, before, behind)
                             self._train(piece, self._sites(index), blocks[index].name, nothing)
                         stored = {site.parameter: self._stored(site) for site in self._sites(index)}
                         after = [self.stream.replaced(index, hidden, stored) for hidden in given]
@@ -177,12 +186,25 @@ class Recovery:
                     advance()
         return self._applied(self.sites)
 
-    def _block(self, index: int, given: Sequence[Tensor], meant: Sequence[Tensor]) -> Piece:
-        def run(weights: Mapping[str, Tensor], batch: int) -> Tensor:
-            with lower():
-                return self.stream.replaced(index, given[batch], weights)
+    def _behind(self, stack: ExitStack) -> Behind:
+        """Every block with its weights in memory, and what follows the last one."""
+        runs = [stack.enter_context(self.stream.block(index)) for index in range(len(self.applied.network.blocks))]
+        return runs, stack.enter_context(self.stream.end())
 
-        return Piece(len(self.ids), self.held_out, run, lambda batch: meant[batch])
+    def _block(
+        self, index: int, given: Sequence[Tensor], meant: Sequence[Tensor], behind: Behind | None
+    ) -> Piece:  # fmt: skip
+        def run(weights: Weights, batch: int, added: Weights | None = None) -> Tensor:
+            with lower():
+                return self.stream.replaced(index, given[batch], weights, added)
+
+        def onward(hidden: Tensor) -> Tensor:
+            for follow in [] if behind is None else behind[0][index + 1 :]:
+                hidden = follow(hidden)
+            return hidden
+
+        piece = Piece(len(self.ids), self.held_out, run, lambda batch: meant[batch], run_with=run)
+        return piece if behind is None else replace(piece, onward=onward, logits=behind[1])
 
     def _train(self, piece: Piece, sites: Sequence[Site], name: str, advance: Callable[[], None]) -> None:
         network, journal = self.applied.network, self.applied.journal

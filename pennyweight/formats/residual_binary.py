@@ -9,7 +9,7 @@ had, so it ends where Lloyd and Max do, at .1175; with three at .037.
 
 Two bases without search are the multi-basis binarizer of BinaryDM (Zheng et al. arXiv:2404.05662) as it starts: a sign
 times mean |w|, and the sign of the rest times the mean size of the rest, of every row. There both scales are learned;
-here `coordinate_descent` refits them to the layer's inputs.
+here `coordinate_descent` refits them to the layer's inputs, and methods of recovery train signs and scales.
 
 Departs from the sources: what is the best of all rounds is kept, tile by tile; the sign of zero is +1.
 
@@ -142,6 +142,15 @@ class ResidualBinary(Tables):
             InvalidFormat: one overflows its type.
         """
         return round_scale_or_zero(scale, self.scale_dtype)
+
+    @property
+    def reach(self) -> float:
+        """The sum of all scales, each half of the one before, in scales of the first basis: see `Refittable`."""
+        return float(2 - 0.5 ** (self.bases - 1))
+
+    def fitted(self, tensors: Mapping[str, Tensor]) -> BasisScales:
+        """The scales among what is stored: see `Refittable`."""
+        return BasisScales(self, {"scale": tensors["scale"]})
 
     def signs(self, codes: Tensor) -> Float[Tensor, "*shape bases"]:
         """The bases: −1 or 1."""

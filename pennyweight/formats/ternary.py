@@ -15,7 +15,7 @@ language model whole; it needs a method that compensates, and as a rule training
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -23,8 +23,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pennyweight.formats.levels import Levels
-from pennyweight.formats.scale_types import check_scale_type
+from pennyweight.formats.levels import Levels, LevelScales
+from pennyweight.formats.scale_types import check_scale_type, write_scale
 from pennyweight.formats.sharing import Sharing, refuse_blocks
 
 GROUP = Sharing(1, 128)
@@ -72,6 +72,21 @@ class Ternary(Levels):
         """−1, 0, 1."""
         return torch.tensor([-1.0, 0.0, 1.0])
 
+    @property
+    def reach(self) -> float:
+        """One step: see `Refittable`."""
+        return 1.0
+
+    def fit(
+        self, weight: Float[Tensor, "out in"], *, search: bool = True, importance: Float[Tensor, " in"] | None = None
+    ) -> TernaryScales:
+        """Choose scales: see `Scalar.fit`."""
+        return self.fitted(super().fit(weight, search=search, importance=importance).stored)
+
+    def fitted(self, tensors: Mapping[str, Tensor]) -> TernaryScales:
+        """The scales among what is stored: see `Refittable`."""
+        return TernaryScales(self, {"scale": tensors["scale"]}, self.scales(tensors))
+
     def _fit_tiles(self, w: Tensor, search: bool, importance: Tensor | None) -> Tensor:
         size = w.abs()
         absmean = self.round_scale(size.mean(-1))
@@ -82,6 +97,26 @@ class Ternary(Levels):
         kept = torch.where(size > candidates[..., None] / 2, size - candidates[..., None], size)
         best = kept.square_().mul_(share).sum(-1).argmin(0, keepdim=True)
         return candidates.gather(0, best)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class TernaryScales(LevelScales):
+    """Scales that can be chosen again: a weight is its sign or 0, times the scale of its tile."""
+
+    format: Ternary
+
+    def parameters(self) -> Float[Tensor, "1 down across"]:
+        """The scales: see `Linear`."""
+        return self.scale[None].clone()
+
+    def factors(self, codes: Float[Tensor, "out in"]) -> Float[Tensor, "1 out in"]:
+        """−1, 0 or 1."""
+        return codes[None] - 1
+
+    def refitted(self, parameters: Float[Tensor, "1 down across"]) -> TernaryScales:
+        """Other scales, without their sign."""
+        scale = self.format.round_scale(parameters[0].abs())
+        return self.format.fitted({"scale": write_scale(scale, self.format.scale_dtype)})
 
 
 def least_squares(size: Float[Tensor, "*tiles n"], share: Float[Tensor, "*ones n"]) -> Float[Tensor, "*tiles"]:

@@ -25,8 +25,17 @@ def pool(kind: type[Any], seed: int = 0, count: int = 20) -> Tensor:
     return torch.randint(0, 5000, (count, 64), generator=generator)
 
 
+def model(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The next token is likely a few numbers on; tokens go to experts by their number."""
+    distance = (torch.arange(500) - 7 * ids[:, -1:]) % 500
+    routed = torch.nn.functional.one_hot(ids % 4, 4).sum(1, keepdim=True).float()
+    return (-distance.float()).log_softmax(-1), routed
+
+
 def run(method: Any, inputs: Tensor, seed: int = 0) -> Tensor:
-    found: Tensor = method.degrade(inputs, generator=stream(seed, method.name), other=pool(type(method), 99, 30))
+    more = {"model": model} if "model" in method.needs else {}
+    other = pool(type(method), 99, 30)
+    found: Tensor = method.degrade(inputs, generator=stream(seed, method.name), other=other, **more)
     return found
 
 
@@ -105,7 +114,8 @@ def test_windows_of_another_text_come_once_each() -> None:
 
 @pytest.mark.parametrize("spec", ["gaussian_noise(weakest=0)", "gaussian_noise(weakest=1, strongest=0.5)",
                                   "box_blur(sizes=(4,))", "box_blur(sizes=())", "low_contrast(least=0)",
-                                  "low_contrast(most=1.5)", "token_noise(tokens=2)"])  # fmt: skip
+                                  "low_contrast(most=1.5)", "token_noise(tokens=2)", "expert_balanced(beams=0)",
+                                  "expert_balanced(temperature=0)"])  # fmt: skip
 def test_parameters_outside_their_range(spec: str) -> None:
     with pytest.raises(InvalidMethod):
         catalogue.find(spec)

@@ -25,6 +25,8 @@ LABELS = [
     "int2 g32 affine",
     "int2 g32 asym bfloat16",
     "vector4 32 g48",
+    "ternary g32",
+    "binary2 g32",
 ]
 OUT, IN, TOKENS, BATCHES = 24, 96, 400, 6
 
@@ -50,7 +52,10 @@ def piece_of(weight: Tensor, inputs: list[Tensor], other: Tensor | None = None) 
     def target(batch: int) -> Tensor:
         return inputs[batch] @ (weight if other is None or batch < BATCHES - 2 else other).T
 
-    return Piece(BATCHES, 2, run, target, lambda hidden: hidden)
+    def run_with(weights: Weights, batch: int, added: Weights) -> Tensor:
+        return run(weights, batch) + added["w"]
+
+    return Piece(BATCHES, 2, run, target, lambda hidden: hidden, lambda hidden: hidden, run_with)
 
 
 def stored(weight: Tensor, label: str) -> Part:
@@ -133,7 +138,10 @@ def test_batches_held_out_are_only_measured(kind: type[Any]) -> None:
             trained.add(batch)
         return piece.run(weights, batch)
 
-    recover(kind, "int2 g32 asym", replace(piece, run=run), weight)
+    def run_with(weights: Weights, batch: int, added: Weights) -> Tensor:
+        return run(weights, batch) + added["w"]
+
+    recover(kind, "int2 g32 asym", replace(piece, run=run, run_with=run_with), weight)
     assert trained == set(range(BATCHES - 2))
 
 

@@ -165,3 +165,27 @@ def test_weights_that_are_not_finite_are_refused(spied: tuple[Stream, Spy, nn.Mo
     with pytest.raises(InvalidWeights, match=r"model\.layers\.1\.mlp\.down_proj"):
         runner.forward(token_ids(1, 4))
     assert real(model) == set()
+
+
+def test_vectors_are_added_to_what_a_weight_multiplies(network_of: NetworkOf, model_of: ModelOf) -> None:
+    runner, ids = Stream(network_of("llama")), token_ids(2, 6)
+    name = runner.network.sites[3].parameter
+    (index,) = [site.block for site in runner.network.sites if site.parameter == name]
+    assert index == 0
+    vector = torch.randn(runner.network.sites[3].shape[0], generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), runner.beginning() as begin:
+        start = begin(ids)
+    with runner.block(0):
+        vector.requires_grad_()
+        moved = runner.replaced(0, start, {}, {name: vector, "elsewhere.weight": vector})
+        plain = runner.replaced(0, start, {})
+        moved.sum().backward()
+    assert vector.grad is not None
+    assert bool(vector.grad.any())
+    model = model_of("llama")
+    hook = model.get_submodule(name.removesuffix(".weight")).register_forward_hook(lambda _m, _i, y: y + vector)
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[1]
+    hook.remove()
+    torch.testing.assert_close(moved.detach(), expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(plain, expected, atol=1e-3)

@@ -22,7 +22,7 @@ from typing import Any
 from torch import nn
 
 from pennyweight.budget import Budget, Opening
-from pennyweight.errors import InvalidModel
+from pennyweight.errors import InvalidMethod, InvalidModel
 from pennyweight.flow import artifact
 from pennyweight.flow.certifying.claims import usual_engine
 from pennyweight.flow.certifying.compare import fingerprint_of
@@ -57,6 +57,7 @@ def compress_module(
     bits: Sequence[int] = BITS,
     method: str = "gptq",
     embeddings: bool = False,
+    affinity: float = 0.0,
     dtype: str = "float16",
     allocation: str = "integer_program",
     scope: str = "corpus",
@@ -85,6 +86,8 @@ def compress_module(
         bits: code widths to choose from.
         method: the quantizer, by name.
         embeddings: whether tables of embeddings may be stored at 8 bits; they stay dense otherwise.
+        affinity: power of its gate by which a token counts in the statistics of an expert: 0 for all alike, 1 as
+            MoEQuant does, 2 as squared errors of what the experts add up to.
         dtype: of scales and of everything that stays dense: float16 or bfloat16.
         allocation: the allocator, by name.
         scope: `corpus` (these items), `source` (what they were drawn from, one of each document) or `asymptotic`.
@@ -95,6 +98,7 @@ def compress_module(
         progress: told about every stage.
 
     Raises:
+        InvalidMethod: a negative affinity.
         InvalidModel: nothing in it can be compressed, or its code cannot be followed on the first batch.
         InvalidMeasurement: data that overlap, too few items, or outputs that are not finite.
         InvalidBudget: a limit that means nothing for outputs.
@@ -105,6 +109,8 @@ def compress_module(
     asked = asked_of(budgets, metrics, engine)
     check_dtype(dtype, IN_MEMORY)
     predictor(method)  # refused here, not after the pass over the data
+    if not affinity >= 0:
+        raise InvalidMethod(f"affinity={affinity!r}", expected="0 or more", mend="affinity=1", site="affinity")
     check_apart(calibration, held_out)
     if out is not None:
         check_free(Path(out), Path(f"{out}.run"))
@@ -119,7 +125,7 @@ def compress_module(
     with progress.stage("reading the reference", len(held_out)) as advance:
         before = Read(reference, outputs, held_out, advance=advance)
     pairs = populations(len(before), held_out, targets, documents, asked, scope)
-    seen = look(reference, network, calibration, outputs, seed=seed, progress=progress)
+    seen = look(reference, network, calibration, outputs, seed=seed, progress=progress, affinity=affinity)
     table = tabulate(
         reference, network, seen, bits=bits, method=method, embeddings=embeddings, dtype=dtype, progress=progress
     )
@@ -134,7 +140,7 @@ def compress_module(
     )  # fmt: skip
     run: dict[str, Any] = {
         "model": network.source.fingerprint, "code": artifact.code_hash(), "versions": versions(), "seed": seed,
-        "texts": {"calibration": looked_at, "held_out": whole}, "method": method,
+        "texts": {"calibration": looked_at, "held_out": whole}, "method": method, "affinity": affinity,
         "bits": list(bits), "scope": scope, "dtype": dtype, "kind": type(module).__name__,
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as place:

@@ -1,7 +1,8 @@
 """Look at a module while it runs on calibration data: what every weight multiplies, and how much the outputs mind it.
 
 One pass forward keeps the gram matrix of everything a weight multiplies: patches for kernels, one for each group of
-channels, and one for each expert of the tokens that were sent to it.
+channels, and one for each expert of the tokens that were sent to it. There a token may count by its gate
+(`network/running/affinity.py`).
 
 A few passes backward measure how much the outputs mind. For outputs y and a random direction v with E[v vᵀ] = I, the
 derivative G of v·y by a weight gives E[(v·Δy)²] = ‖Δy‖² for a change E of the weight, and Δ(v·y) = Σ G ∘ E. Errors of
@@ -28,6 +29,7 @@ from pennyweight.errors import InvalidMeasurement
 from pennyweight.flow.modules.held_out import Batch, Outputs, checked
 from pennyweight.flow.progress import Progress
 from pennyweight.network.network import Network, Site
+from pennyweight.network.running.affinity import weighing
 from pennyweight.network.running.reading import reading
 from pennyweight.numerics.random import stream
 from pennyweight.statistics import Statistics
@@ -43,6 +45,7 @@ class Seen:
     Args:
         grams: second moments of what each part multiplies `[parts, in, in]`, sums; None before it ran.
         counts: rows that each part saw `[parts]`.
+        shares: of those rows, summed `[parts]`: as many as rows, unless their gates weigh them.
         sensitivity: of the outputs to each row of the matrix, summed over its inputs `[out]`.
         first: whether it reads what the network is fed.
         place: in the order in which weights ran first; -1 for one that never did.
@@ -51,6 +54,7 @@ class Seen:
     sensitivity: Float[Tensor, " out"]
     grams: Float[Tensor, "parts n n"] | None = None
     counts: list[int] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
     first: bool = False
     place: int = -1
 
@@ -59,19 +63,21 @@ class Seen:
         """Experts, or groups of channels, that read apart from each other."""
         return max(1, len(self.counts))
 
-    def add(self, rows: Float[Tensor, "parts n in"], part: int | None, parts: int) -> None:
-        """Count rows of one part, or of all of them."""
+    def add(
+        self, rows: Float[Tensor, "parts n in"], part: int | None, parts: int,
+        share: Float[Tensor, "parts n"] | None = None,
+    ) -> None:  # fmt: skip
+        """Count rows of one part, or of all of them; each fully, or by a share of its own."""
         parts = parts if part is not None else len(rows)
         if self.grams is None:
             self.grams = torch.zeros(parts, rows.shape[-1], rows.shape[-1])
-            self.counts = [0] * parts
-        moments = rows.mT @ rows
-        if part is not None:
-            self.grams[part] += moments[0]
-            self.counts[part] += rows.shape[1]
-        else:
-            self.grams += moments
-            self.counts = [count + rows.shape[1] for count in self.counts]
+            self.counts, self.shares = [0] * parts, [0.0] * parts
+        moments = (rows if share is None else rows * share[..., None]).mT @ rows
+        sums = [float(rows.shape[1])] * len(rows) if share is None else share.sum(1, dtype=torch.float64).tolist()
+        for number, own in enumerate(range(parts) if part is None else [part]):
+            self.grams[own] += moments[number]
+            self.counts[own] += rows.shape[1]
+            self.shares[own] += sums[number]
 
     def statistics(self, name: str) -> Sequence[tuple[Statistics | None, bool]]:
         """Of each part, and whether they are those of all parts together, for want of rows of its own.
@@ -80,14 +86,18 @@ class Seen:
         """
         if self.grams is None or self.parts == len(self.sensitivity):
             return [(None, False)]
-        pooled = self.grams.sum(0) / max(1, sum(self.counts))
+        pooled = self.grams.sum(0) / _positive(sum(self.shares))
         found: list[tuple[Statistics | None, bool]] = []
-        for gram, count in zip(self.grams, self.counts, strict=True):
+        for gram, count, share in zip(self.grams, self.counts, self.shares, strict=True):
             few = self.parts > 1 and count < len(gram)  # fewer rows than inputs do not span what may come
             found.append(
-                (Statistics(edge=name, count=count, gram=pooled if few else gram / max(1, count)), few)
+                (Statistics(edge=name, count=count, gram=pooled if few else gram / _positive(share)), few)
             )  # fmt: skip
         return found
+
+
+def _positive(total: float) -> float:
+    return total if total > 0 else 1.0
 
 
 def sites_by_tensor(network: Network) -> dict[str, tuple[Site, ...]]:
@@ -100,7 +110,7 @@ def sites_by_tensor(network: Network) -> dict[str, tuple[Site, ...]]:
 
 def look(
     module: nn.Module, network: Network, calibration: Sequence[Batch], outputs: Outputs, *, seed: int,
-    progress: Progress,
+    progress: Progress, affinity: float = 0.0,
 ) -> dict[str, Seen]:  # fmt: skip
     """Statistics of every tensor that sites store, by its name.
 
@@ -111,6 +121,7 @@ def look(
         outputs: what the claims are about.
         seed: of the random directions.
         progress: told about every pass.
+        affinity: power of the gate by which a token counts among those of an expert; 0 counts all alike.
 
     Raises:
         InvalidMeasurement: outputs that are not finite.
@@ -118,27 +129,29 @@ def look(
     sites = sites_by_tensor(network)
     parameters = dict(module.named_parameters())
     found = {name: Seen(torch.zeros(main.shape[0])) for name, (main, *_) in sites.items()}
-    counted, order = _counted_by(sites), list[str]()
+    counted = _counted_by(sites)
 
-    def see(name: str, rows: Tensor, part: int | None) -> None:
-        if name not in order:
-            order.append(name)
+    def see(name: str, rows: Tensor, part: int | None, gates: Tensor | None = None) -> None:
         if counted[name] == name:
-            found[name].add(rows, part, parameters[name].shape[0])
+            share = None if gates is None else gates.abs() ** affinity
+            found[name].add(rows, part, parameters[name].shape[0], share)
 
     weights = {name: parameters[name] for name in sites}
     with (
         progress.stage("collecting statistics", len(calibration)) as advance,
         torch.no_grad(),
-        reading(weights, see) as mode,
+        (weighing if affinity else reading)(weights, see) as mode,
     ):
         for number, batch in enumerate(calibration):
             mode.given = [leaf for leaf in tree_leaves(dict(batch)) if isinstance(leaf, Tensor)]
             checked(outputs(module, batch), f"calibration batch {number}")
+            mode.flush()
             advance()
+    places = {name: place for place, name in enumerate(mode.order)}
     for name, seen in found.items():
-        seen.first, seen.place = name in mode.first, order.index(name) if name in order else -1
-        seen.grams, seen.counts = found[counted[name]].grams, found[counted[name]].counts
+        seen.first, seen.place = name in mode.first, places.get(name, -1)
+        own = found[counted[name]]
+        seen.grams, seen.counts, seen.shares = own.grams, own.counts, own.shares
     with progress.stage("measuring sensitivity", DRAWS) as advance:
         for draw in range(DRAWS):
             batch = calibration[draw * len(calibration) // DRAWS]

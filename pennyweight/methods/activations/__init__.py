@@ -2,6 +2,7 @@
 
 from pennyweight.methods.activations.dynamic import Dynamic
 from pennyweight.methods.activations.sort_and_cluster import SortAndCluster
+from pennyweight.methods.activations.state_groups import StateGroups
 from pennyweight.methods.activations.static_entropy import StaticEntropy
 from pennyweight.methods.activations.static_mse import StaticMSE
 from pennyweight.methods.activations.static_percentile import StaticPercentile
@@ -10,6 +11,7 @@ from pennyweight.methods.activations.static_range import StaticRange
 METHODS = (
     Dynamic,
     SortAndCluster,
+    StateGroups,
     StaticEntropy,
     StaticMSE,
     StaticPercentile,
@@ -20,6 +22,7 @@ __all__ = [
     "METHODS",
     "Dynamic",
     "SortAndCluster",
+    "StateGroups",
     "StaticEntropy",
     "StaticMSE",
     "StaticPercentile",

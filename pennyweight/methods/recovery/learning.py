@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -95,7 +95,8 @@ class Learned:
         if not isinstance(format, Refittable):
             raise InvalidFormat(
                 f"{part.format.label()} has no parameters that can be learnt",
-                expected="integer grids, affine codes or vectors", mend="choose such a format, or no recovery",
+                expected="integer grids, affine, ternary or residual binary codes, or vectors",
+                mend="choose such a format, or no recovery",
             )  # fmt: skip
         fitted, codes = format.fitted(part.tensors), part.tensors["codes"]
         start = fitted.parameters()
@@ -111,6 +112,19 @@ class Learned:
         """What a growth of one changes the parameters by."""
         return self.unit / self.format.reach
 
+    def dead(self) -> Float[Tensor, " out"]:
+        """Sum over the inputs of all hidden weights that are rounded to zero; gradients flow to `latent`."""
+        shape = tuple(self.latent.shape)
+        with torch.no_grad():
+            now, fitted = self.now(), self._fitted()
+            zeros = (self.format.decode(now.tensors, shape) == 0).float()
+            middle = self.format.decode(fitted.part(self.codes).tensors, shape).mul_(zeros).sum(1)
+            steps = self.format.sharing.spread(fitted.parameters()[0].abs(), shape) * zeros
+        return middle + (self.latent * steps).sum(1)
+
+    def _fitted(self) -> Linear:
+        return self.fitted.refitted(self.start + self.growth.detach() * self.pace)
+
     def value(self) -> Float[Tensor, "out in"]:
         """The rounded weight; gradients flow to `latent` and `growth`."""
         value: Tensor = _Rounded.apply(self.latent, self.growth, self)  # type: ignore[no-untyped-call]
@@ -118,7 +132,7 @@ class Learned:
 
     def now(self) -> Part:
         """What is stored."""
-        fitted, shape = self.fitted.refitted(self.start + self.growth.detach() * self.pace), tuple(self.latent.shape)
+        fitted, shape = self._fitted(), tuple(self.latent.shape)
         part = fitted.part(self.codes)
         if not self.free:
             return part
@@ -152,6 +166,7 @@ class _Rounded(torch.autograd.Function):
 
 
 Loss = Callable[[Piece, Weights, int], Tensor]
+Added = Callable[[Learned, float], Tensor]  # at a share of the training that is done
 
 
 def learn(
@@ -163,6 +178,7 @@ def learn(
     *,
     seed: int,
     advance: Callable[[], None],
+    added: Added | None = None,
 ) -> tuple[dict[str, Part], dict[str, Any]]:
     """Lower a loss of a piece, batch by batch in a random order; returns what is stored then, and what it was worth.
 
@@ -176,9 +192,11 @@ def learn(
         schedule: how long.
         seed: of the order of batches.
         advance: called after every step.
+        added: what is added to the outputs of a weight's product while it is trained; never where it is measured.
 
     Raises:
         InvalidFormat: a format without parameters that can be learnt.
+        InvalidMethod: nothing can be added to outputs of this piece.
     """
     start = time.process_time()
     learned = {name: Learned.of(part, weights[name], free=schedule.rate > 0) for name, part in parts.items()}
@@ -202,7 +220,8 @@ def learn(
             for _ in range(schedule.batches):
                 with torch.enable_grad():
                     values = {name: one.value() for name, one in learned.items()}
-                    seen.append(float(loss(piece, values, next(order))))
+                    given = piece if added is None else _with(piece, learned, added, step / schedule.steps)
+                    seen.append(float(loss(given, values, next(order))))
             optimiser.step()
             advance()
     after = measured(piece, learned, loss)
@@ -211,6 +230,14 @@ def learn(
     if not after < before:
         return dict(parts), {**record, "kept": False}
     return {name: one.now() for name, one in learned.items()}, {**record, "kept": True}
+
+
+def _with(piece: Piece, learned: Mapping[str, Learned], added: Added, done: float) -> Piece:
+    if piece.run_with is None:
+        raise InvalidMethod("nothing can be added to outputs of this piece", expected="a piece with run_with")
+    vectors = {name: added(one, done) for name, one in learned.items()}
+    run = piece.run_with
+    return replace(piece, run=lambda weights, batch: run(weights, batch, vectors))
 
 
 def measured(piece: Piece, learned: Mapping[str, Learned], loss: Loss) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +28,19 @@ ROWS = 4096  # of one call that are looked at, evenly spread: a kernel reads tho
 See = Callable[[str, Float[Tensor, "parts n in"], int | None], None]
 
 
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """Which rows of a product a part read.
+
+    Args:
+        total: rows of the product, in the order of its result.
+        which: these; None for all of them.
+    """
+
+    total: int
+    which: Tensor | slice | None = None
+
+
 @contextmanager
 def reading(parameters: Mapping[str, Tensor], see: See) -> Iterator[Reading]:
     """Call `see` with what every weight multiplies while the block runs.
@@ -36,13 +50,20 @@ def reading(parameters: Mapping[str, Tensor], see: See) -> Iterator[Reading]:
         see: told the name of the tensor, the rows, and the part of a stack or of a grouped kernel that read them.
 
     Yields:
-        The mode: say in `given` what the network is fed, and find in `first` the tensors that read it themselves.
+        The mode: say in `given` what the network is fed, and find in `first` the tensors that read it themselves,
+        in `order` all that ran.
     """
+    with plain_attention(), transparent(), Reading(parameters, see) as mode:
+        yield mode
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Without the one fused function that would hide the weights inside it."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one fused function would hide the weights inside it
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with transparent(), Reading(parameters, see) as mode:
-            yield mode
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
@@ -59,6 +80,7 @@ class Reading(TorchFunctionMode):
         super().__init__()
         self.given: Sequence[Tensor] = ()
         self.first: set[str] = set()
+        self.order: dict[str, None] = {}  # names as they multiplied first
         self._see, self._parameters = see, parameters
         self._names = {_place(p): name for name, p in reversed(list(parameters.items())) if p.numel()}
         self._picked: dict[int, tuple[str, Tensor, Tensor]] = {}  # by storage: tensor, numbers, and what was gathered
@@ -86,6 +108,9 @@ class Reading(TorchFunctionMode):
             self._note_gathered(args[0], args[1], result)
         return result
 
+    def flush(self) -> None:
+        """End a pass: here nothing waits."""
+
     def _holds(self, value: Any) -> bool:
         return isinstance(value, Tensor) and (_place(value) in self._names or _place(value) in self._picked)
 
@@ -97,18 +122,23 @@ class Reading(TorchFunctionMode):
             name, index, _ = self._picked[_place(weight)]
             rows = x.reshape(len(index), -1, x.shape[-1])
             for part in sorted({*index.tolist()}):
-                self._tell(name, rows[index == part].flatten(0, 1)[None], part)
+                own = index == part
+                taken = Taken(rows.shape[0] * rows.shape[1], own.repeat_interleave(rows.shape[1]))
+                self._tell(name, rows[own].flatten(0, 1)[None], part, taken)
             return
         name = self._names[_place(weight)]
         stack = self._parameters[name]
         if stack.dim() < 3:
             self._note_first(name, x)
-            self._tell(name, x.reshape(1, -1, x.shape[-1]), None)
+            self._tell(name, x.reshape(1, -1, x.shape[-1]), None, Taken(x[..., 0].numel()))
         elif weight.dim() < 3:  # one matrix of a stack
-            self._tell(name, x.reshape(1, -1, x.shape[-1]), weight.storage_offset() // stack[0].numel())
+            part = weight.storage_offset() // stack[0].numel()
+            self._tell(name, x.reshape(1, -1, x.shape[-1]), part, Taken(x[..., 0].numel()))
         elif weight.shape[0] == stack.shape[0]:
             x = x.expand(*x.shape[:-3], len(stack), *x.shape[-2:]) if x.dim() > 2 else x.expand(len(stack), *x.shape)
-            self._tell(name, x.movedim(-3, 0).reshape(len(stack), -1, x.shape[-1]), None)
+            alone = x.dim() == 3  # otherwise rows stand in another order than those of the result
+            rows = x.movedim(-3, 0).reshape(len(stack), -1, x.shape[-1])
+            self._tell(name, rows, None, Taken(x[..., 0].numel()) if alone else None)
 
     def _grouped(self, x: Tensor, weight: Any, ends: Tensor | None) -> None:
         if not self._holds(weight):
@@ -118,7 +148,8 @@ class Reading(TorchFunctionMode):
             return
         start = 0
         for part, end in enumerate(ends.tolist()):
-            self._tell(self._names[_place(weight)], x[start:end][None], part)
+            taken = Taken(len(x), slice(start, end))
+            self._tell(self._names[_place(weight)], x[start:end][None], part, taken)
             start = end
 
     def _kernel(self, call: dict[str, Any], dims: int) -> None:
@@ -154,8 +185,17 @@ class Reading(TorchFunctionMode):
         if any(_place(x) == _place(tensor) for tensor in self.given):
             self.first.add(name)
 
-    def _tell(self, name: str, rows: Tensor, part: int | None) -> None:
-        self._see(name, rows.detach()[:, :: -(-max(1, rows.shape[1]) // ROWS)].float(), part)
+    def _tell(self, name: str, rows: Tensor, part: int | None, taken: Taken | None = None) -> None:  # noqa: ARG002
+        self._see(name, self._some(name, rows), part)
+
+    def _some(self, name: str, rows: Tensor) -> Tensor:
+        self.order.setdefault(name)
+        return rows.detach()[:, :: step_of(rows)].float()
+
+
+def step_of(rows: Float[Tensor, "parts n in"]) -> int:
+    """Every how manieth row is looked at."""
+    return -(-max(1, rows.shape[1]) // ROWS)
 
 
 def patches(

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -109,19 +110,27 @@ class Stream:
 
             yield run
 
-    def replaced(self, index: int, hidden: Hidden, weights: Mapping[str, Tensor]) -> Hidden:
+    def replaced(
+        self, index: int, hidden: Hidden, weights: Mapping[str, Tensor], added: Mapping[str, Tensor] | None = None
+    ) -> Hidden:
         """Run a block that is in memory with other weights in place of some; gradients flow to them.
 
         Args:
             index: of the block.
             hidden: what goes in; `beginning` must have run on ids of the same shape.
             weights: by the name of the parameter; those of other blocks are not looked at.
+            added: vectors added to what modules return, by the name of their weight.
         """
         block = self.network.blocks[index]
         own = {name: weights[name] for name in block.parameters if name in weights}
         local = {name.removeprefix(f"{block.name}."): weight for name, weight in own.items()}
         args, kwargs = self._calls[tuple(hidden.shape[:2])][index]
-        output = functional_call(self._model.get_submodule(block.name), local, (hidden, *args), kwargs)
+        with ExitStack() as stack:
+            for name, vector in (added or {}).items():
+                if name in block.parameters:
+                    module = self._model.get_submodule(name.rpartition(".")[0])
+                    stack.callback(module.register_forward_hook(partial(_plus, vector)).remove)
+            output = functional_call(self._model.get_submodule(block.name), local, (hidden, *args), kwargs)
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result
 
@@ -229,6 +238,10 @@ def _fast_forward(module: nn.Linear) -> Callable[[Tensor], Tensor]:
         return linear(x, module.weight, module.bias)
 
     return forward
+
+
+def _plus(vector: Tensor, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    return output + vector.to(output.dtype)
 
 
 def _take_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
