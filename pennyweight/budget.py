@@ -70,6 +70,8 @@ class Budget:
     @property
     def label(self) -> str:
         """As it is written after --lose, in one way only."""
+        if not self.is_claim:
+            return f"{self.at_most / 1e6:.12g} MB" if self.unit == "bytes" else f"{self.at_most:.12g} bits a weight"
         amount = f"{self.at_most:.12g}" if self.unit == "absolute" else f"{100 * self.at_most:.12g}%"
         return f"{self.metric}:{self.on} {amount}" if self.on else f"{self.metric} {amount}"
 

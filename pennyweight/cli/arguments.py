@@ -93,6 +93,26 @@ def parser() -> argparse.ArgumentParser:
     _search(plan)
     _common(plan)
 
+    frontier = verbs.add_parser("frontier", help="what every size costs: many plans, each measured, as a picture")
+    _model(frontier)
+    frontier.add_argument("--out", required=True, metavar="DIR", help="directory to make: picture, numbers, plans")
+    frontier.add_argument("--points", type=at_least(2), default=40, help="plans (%(default)s)")
+    frontier.add_argument("--tokens", type=at_least(2), default=4096, help="each is measured on (%(default)s)")
+    frontier.add_argument("--study", metavar="FILE", help="remembers what was measured (DIR.study.sqlite)")
+    _search(frontier)
+    _common(frontier)
+
+    predict = verbs.add_parser("predict", help="before running: size, an interval for the damage, minutes, memory")
+    _model(predict)
+    _budget(predict)
+    predict.add_argument("-o", "--output", metavar="FILE", help="write the plan as well")
+    _search(predict)
+    _common(predict)
+
+    explain = verbs.add_parser("explain", help="why every tensor got what it got, and what another bit would bring")
+    explain.add_argument("artifact", metavar="DIR", help="what compress wrote")
+    _common(explain, network=False)
+
     inspect = verbs.add_parser("inspect", help="blocks, sites, shapes, tied tensors, and what each engine could take")
     _model(inspect)
     inspect.add_argument(

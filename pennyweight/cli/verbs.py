@@ -16,7 +16,7 @@ import torch
 from pennyweight import catalogue
 from pennyweight import report as pages
 from pennyweight.budget import Budget
-from pennyweight.cli import tables
+from pennyweight.cli import budgeting, tables
 from pennyweight.cli.inspection import inspect
 from pennyweight.cli.measure import measure, power
 from pennyweight.cli.rewriting import prove, rewrite
@@ -88,15 +88,19 @@ def certify(arguments: Namespace) -> int:
     return 0 if outcome.holds else 1
 
 
+def frontier(arguments: Namespace) -> int:
+    """Draw the whole curve of sizes and losses."""
+    return budgeting.frontier(arguments, _settings(arguments))
+
+
+def predict(arguments: Namespace) -> int:
+    """Say what compress would end with."""
+    return budgeting.predict(arguments, _one_budget(arguments), _settings(arguments))
+
+
 def plan(arguments: Namespace) -> int:
     """Make a plan from predictions."""
-    budgets = _budgets(arguments)
-    if len(budgets) != 1:
-        raise InvalidBudget(
-            f"{len(budgets)} budgets were given", expected="one of --lose, --fit, --bits: a plan is made for one limit",
-            mend="--lose 2%; compress takes several, and measures which one binds", site="plan",
-        )  # fmt: skip
-    budget = budgets[0]
+    budget = _one_budget(arguments)
     settings, progress = _settings(arguments), _progress(arguments)
     contract = find(settings.engine)
     if arguments.output and (Path(arguments.output).is_dir() or not Path(arguments.output).absolute().parent.is_dir()):
@@ -195,9 +199,19 @@ def schema(arguments: Namespace) -> int:
 
 VERBS = {
     "compress": compress, "certify": certify, "measure": measure, "power": power, "tails": tails, "plan": plan,
-    "inspect": inspect, "rewrite": rewrite, "prove": prove, "verify": verify, "report": report, "list": listing,
-    "schema": schema,
+    "frontier": frontier, "predict": predict, "explain": budgeting.explain, "inspect": inspect, "rewrite": rewrite,
+    "prove": prove, "verify": verify, "report": report, "list": listing, "schema": schema,
 }  # fmt: skip
+
+
+def _one_budget(arguments: Namespace) -> Budget:
+    budgets = _budgets(arguments)
+    if len(budgets) != 1:
+        raise InvalidBudget(
+            f"{len(budgets)} budgets were given", expected="one of --lose, --fit, --bits: a plan is made for one limit",
+            mend="--lose 2%; compress takes several, and measures which one binds", site=arguments.verb,
+        )  # fmt: skip
+    return budgets[0]
 
 
 def _budgets(arguments: Namespace) -> list[Budget]:

@@ -131,7 +131,8 @@ def compress(
         check_size(limit, best)
         deliver(
             out, best, judged[best.key], rungs, facts_of(best, journal), header, reference,
-            rewritten=steps, search=job.searched, asked=asked, rules=job.rules, calibration=job.calibration(best),
+            rewritten=steps, search=job.searched,
+            explanation=job.explanation(best), asked=asked, rules=job.rules, calibration=job.calibration(best),
             seconds=time.monotonic() - started, progress=progress,
         )  # fmt: skip
         for opening in job.openings:

@@ -57,6 +57,7 @@ def deliver(
     *,
     rewritten: Sequence[Step] = (),
     search: Mapping[str, Any] | None = None,
+    explanation: Mapping[str, Any] | None = None,
     asked: Sequence[Asked],
     rules: Rules,
     calibration: Calibration | None,
@@ -77,6 +78,7 @@ def deliver(
         reference: the model handed in.
         rewritten: what was done to it before it was compressed.
         search: what a search with measurements took and found, if there was one.
+        explanation: why its plan is as it is, where that is known.
         asked: the claims.
         rules: how they were judged.
         calibration: of the next-token probabilities on the selection split.
@@ -95,6 +97,8 @@ def deliver(
         artifact.write_record(staged, "rewrite.json", {"steps": [asdict(step) for step in rewritten]})
     if search is not None:
         artifact.write_record(staged, "search.json", search)
+    if explanation is not None:
+        artifact.write_record(staged, "explanation.json", explanation)
     summary = {
         **claims(certificate, judged.text),
         "budgets": [asdict(one.budget) for one in asked], "model": str(reference.source.path.name),

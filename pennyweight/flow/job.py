@@ -31,8 +31,9 @@ from pennyweight.flow.certifying.populations import Population, Questions, ledge
 from pennyweight.flow.certifying.rules import Pilot, Rules, check_feasible, check_noise
 from pennyweight.flow.collect import collect
 from pennyweight.flow.delivery import weights_of
+from pennyweight.flow.explain import record as explain
 from pennyweight.flow.journal import Journal
-from pennyweight.flow.ladder import PROBE, allowed_before, rungs
+from pennyweight.flow.ladder import PROBE, allowed_before, rungs, strain
 from pennyweight.flow.make_plan import Planner
 from pennyweight.flow.measure import ReferenceStates
 from pennyweight.flow.options import Table, tabulate
@@ -88,6 +89,7 @@ class Job:
         self.selection_states = ReferenceStates(self.journal, key)
         self.openings: list[Opening] = []
         self.searched: dict[str, Any] | None = None
+        self.table: Table | None = None  # that plans were chosen from
         self.claims = [one for one in self.asked if one.budget.is_claim]
         self.noise_floor = noise_floor(
             self.reference, self.words.selection, self.journal, self.progress, metrics=text_metrics(self.asked)
@@ -149,10 +151,9 @@ class Job:
             refined = self.search().refine(planner.table, [limit])
             self.searched = refined.record
             planner = replace(planner, table=refined.table)
-            if self.limit is not None:
-                return [self.build(planner.plan(refined.choice))]
-        elif self.limit is not None:
-            return [self.build(planner.for_budget(self.limit))]
+        self.table = planner.table
+        if self.limit is not None:
+            return [self.build(planner.plan(refined.choice) if self.searched else planner.for_budget(self.limit))]
 
         def within_damage(damage: float) -> Candidate:
             return self.build(planner.within_damage(damage))
@@ -234,6 +235,15 @@ class Job:
             self.reference, candidate.network, windows, self.asked[0].budget.confidence, self.settings.seed,
             self.journal, f"calibration/{candidate.key}.json", self.progress,
         )  # fmt: skip
+
+    def explanation(self, candidate: Candidate) -> dict[str, Any] | None:
+        """Why the chosen candidate is as it is; nothing of a plan that was handed in."""
+        if self.table is None:
+            return None
+        strains = {one.budget.label: strain([one], self.scores(candidate)) for one in self.claims}
+        tightest = max(strains, key=lambda label: strains[label], default="")
+        binding = self.limit.label if self.limit is not None else tightest
+        return explain(self.table.groups, candidate.plan, binding)
 
     def _rung(self, candidate: Candidate, judged: Judged | None, chosen: bool) -> dict[str, Any]:
         means = {name: float(m.degradation.mean()) for name, m in candidate.selection.items()}

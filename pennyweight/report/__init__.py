@@ -6,12 +6,13 @@ from pathlib import Path
 
 from pennyweight.errors import InvalidOutput
 from pennyweight.flow.profiling.values import Profile
-from pennyweight.report.page import page, profile_page
+from pennyweight.flow.search.frontier import Frontier
+from pennyweight.report.page import frontier_page, page, profile_page
 from pennyweight.report.record import read
 
 NAME = "report.html"
 
-__all__ = ["NAME", "render", "write", "write_profile"]
+__all__ = ["NAME", "render", "write", "write_frontier", "write_profile"]
 
 
 def render(directory: Path) -> str:
@@ -63,6 +64,21 @@ def write_profile(profile: Profile, path: str | Path) -> Path:
     """
     out = Path(path)
     _put(profile_page(profile), out)
+    return out
+
+
+def write_frontier(found: Frontier, path: str | Path) -> Path:
+    """Write the curve of sizes and losses as a page, and return where it is.
+
+    Args:
+        found: what `pennyweight frontier` measured.
+        path: file to write.
+
+    Raises:
+        InvalidOutput: it cannot be written.
+    """
+    out = Path(path)
+    _put(frontier_page(found), out)
     return out
 
 

@@ -27,8 +27,8 @@ from pennyweight.flow.verify import verify
 from pennyweight.plan import Plan
 
 OURS = {
-    "accounting.json", "calibration.json", "certificate.json", "evidence.json", "ladder.json", "ledger.json",
-    "plan.toml", "run.json", "seal.json", "summary.json", "timing.json",
+    "accounting.json", "calibration.json", "certificate.json", "evidence.json", "explanation.json", "ladder.json",
+    "ledger.json", "plan.toml", "run.json", "seal.json", "summary.json", "timing.json",
 }  # fmt: skip
 OUTCOMES = ["outcome", "for_vllm", "by_bits", "from_gguf"]
 

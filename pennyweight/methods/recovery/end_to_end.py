@@ -7,9 +7,9 @@ Departs from it: the loss is KL(reference || compressed) on the calibration text
 the reference is what the certificate compares with; with a `rate` codes move too, which on SmolLM2 with thirty
 thousand tokens was worse at three and four bits than leaving them: they wander with the noise of single batches.
 
-When: at four bits and below. Cost: a step is a pass of the network forward and backward over its batch; the network must fit into memory
-six times over in float32, with hidden weights, their averages, and what is rounded. Known failures: a text that is too
-short is learnt by heart: the batches held out tell, and then nothing is changed.
+When: at four bits and below. Cost: a step is a pass of the network forward and backward over its batch; the network
+must fit into memory six times over in float32, with hidden weights, their averages, and what is rounded. Known
+failures: a text that is too short is learnt by heart: the batches held out tell, and then nothing is changed.
 """
 
 from __future__ import annotations
