@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 
 from pennyweight import catalogue
@@ -30,7 +30,7 @@ from pennyweight.flow.settings import Settings
 from pennyweight.flow.text import Texts, texts
 from pennyweight.flow.versions import versions
 from pennyweight.network.network import Network
-from pennyweight.numerics.hashing import canonical
+from pennyweight.numerics.hashing import canonical, of_value
 from pennyweight.plan import Option, Plan
 from pennyweight.problem import Choice, Limit, Problem, choice_of
 
@@ -115,7 +115,9 @@ def frontier(
         PennyweightError: see `errors`.
     """
     settings, out = settings or Settings(), Path(out)
-    check_empty(out)
+    run = out.parent / f"{out.name}.run"
+    if not run.exists():
+        check_empty(out)
     reference = load(model, allow_network=allow_network)
     settings = replace(settings, dtype=settings.dtype or usual_dtype(reference))
     assert settings.dtype is not None
@@ -128,7 +130,10 @@ def frontier(
         "frontier": points, "tokens": tokens, "model": reference.source.fingerprint, "texts": words.fingerprints,
         "settings": asdict(settings), "code": code_hash(), "versions": versions(),
     }  # fmt: skip
-    run = out.parent / f"{out.name}.run"
+    if (done := _finished(out, of_value(header))) is not None:  # killed when all was done but clearing up
+        shutil.rmtree(run)
+        return done
+    check_empty(out)
     with open_run(run, header) as journal:
         network, _ = rewrite(
             reference, settings.rewrites, calibration=words.calibration, seed=settings.seed, journal=journal,
@@ -141,11 +146,11 @@ def frontier(
         planner = _planner(reference, network, collected, settings, journal, progress)
         path = out.parent / f"{out.name}.study.sqlite" if study is None else Path(study)
         measured = _measured(planner, spread(planner, points), collected, words, tokens, journal, path, progress)
-    found = Frontier(
-        out=out, model=reference.source.path.name, engine=settings.engine, text=words.selection.source, tokens=tokens,
-        bytes_16_bit=2 * weights_of(reference), points=tuple(point for point, _ in measured),
-    )  # fmt: skip
-    _write(found, [plan for _, plan in measured])
+        found = Frontier(
+            out=out, model=reference.source.path.name, engine=settings.engine, text=words.selection.source,
+            tokens=tokens, bytes_16_bit=2 * weights_of(reference), points=tuple(point for point, _ in measured),
+        )  # fmt: skip
+        _write(found, [plan for _, plan in measured], journal, of_value(header))
     shutil.rmtree(run)
     return found
 
@@ -211,9 +216,27 @@ def _measured(
     return found
 
 
-def _write(found: Frontier, plans: Sequence[Plan]) -> None:
-    (found.out / "plans").mkdir(parents=True, exist_ok=True)
+def _write(found: Frontier, plans: Sequence[Plan], journal: Journal, run: str) -> None:
+    """Everything at once: the directory appears when it is complete."""
+    staged = journal.directory / "staged"
+    shutil.rmtree(staged, ignore_errors=True)
+    (staged / "plans").mkdir(parents=True)
     for point, plan in zip(found.points, plans, strict=True):
-        (found.out / "plans" / f"{point.plan:02d}.toml").write_text(plan.to_toml(), encoding="utf-8")
-    value: dict[str, Any] = {**asdict(found), "out": str(found.out)}
-    (found.out / "frontier.json").write_bytes(canonical(value))
+        (staged / "plans" / f"{point.plan:02d}.toml").write_text(plan.to_toml(), encoding="utf-8")
+    value = {**asdict(found), "out": found.out.name, "run": run}
+    (staged / "frontier.json").write_bytes(canonical(value))
+    if found.out.exists():
+        found.out.rmdir()
+    found.out.parent.mkdir(parents=True, exist_ok=True)
+    staged.rename(found.out)
+
+
+def _finished(out: Path, run: str) -> Frontier | None:
+    """The curve that this very run has written already."""
+    path = out / "frontier.json"
+    if not path.is_file():
+        return None
+    value = msgspec.json.decode(path.read_bytes())
+    if value.pop("run", None) != run:
+        return None
+    return Frontier(**{**value, "out": out, "points": tuple(Point(**point) for point in value["points"])})
