@@ -294,6 +294,9 @@ def _search(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--search", default="", metavar="NAME", help="measure candidates and learn from them: thompson, evopress"
     )
+    verb.add_argument("--speed", metavar="X", help="layers must be this much faster than dense, such as 2x")
+    verb.add_argument("--latency", metavar="FILE", help="times of the engine by shape and format, for --speed")
+    verb.add_argument("--machine", metavar="NAME", help="where it will run, as the times name it; else this machine")
     verb.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="of everything that stays dense")
     verb.add_argument("--seed", type=int, default=0, help="of every random choice (%(default)s)")
     _threads(verb)

@@ -37,6 +37,7 @@ from pennyweight.flow.steps import collect, make_plan
 from pennyweight.flow.text import texts
 from pennyweight.flow.verify import verify as run_verify
 from pennyweight.formats import FORMATS
+from pennyweight.latency import Latency, factor
 from pennyweight.plan import Plan
 
 
@@ -124,7 +125,8 @@ def plan(arguments: Namespace) -> int:
         )
         made = make_plan(
             network, statistics, budget, engine=settings.engine, dtype=settings.dtype, method=settings.method,
-            allocation=settings.allocation, pricing=settings.pricing, seed=settings.seed, progress=progress,
+            allocation=settings.allocation, pricing=settings.pricing, seed=settings.seed, latency=settings.latency,
+            speed=settings.speed, progress=progress,
         )  # fmt: skip
     made = replace(made, model=model, rewrites=settings.rewrites, recovery=settings.recovery)
     text = made.to_toml()
@@ -234,6 +236,8 @@ def _settings(arguments: Namespace) -> Settings:
         "certification_windows": getattr(arguments, "max_windows", None), "rewrites": arguments.rewrite,
         "recovery": arguments.recover, "search": arguments.search, "pricing": arguments.pricing,
     }  # fmt: skip
+    if arguments.speed is not None:
+        given |= {"speed": factor(arguments.speed), "latency": _latency(arguments)}
     if arguments.threads:
         given["threads"] = arguments.threads
     check_rewrites(arguments.rewrite, calibrated=True)
@@ -246,6 +250,15 @@ def _settings(arguments: Namespace) -> Settings:
         catalogue.find(arguments.search, "search")
     torch.set_num_threads(given.get("threads", torch.get_num_threads()))
     return Settings(**given)
+
+
+def _latency(arguments: Namespace) -> Latency:
+    if arguments.latency is None:
+        raise InvalidBudget(
+            "nothing is known of the engine's times", expected="a table of them: speed does not follow from bits",
+            mend="--latency times.json, or leave --speed out", site="--speed",
+        )  # fmt: skip
+    return Latency.read(arguments.latency, machine=arguments.machine)
 
 
 def _read_plan(path: str) -> Plan:

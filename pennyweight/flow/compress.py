@@ -161,10 +161,11 @@ def _check_possible(
     if plan is not None:
         check_plan(plan, network, model=reference.source.fingerprint)
         check_recovery(plan.recovery, network, plan.formats())
-    elif limit is not None:
+    elif limit is not None or settings.latency is not None:
         assert settings.dtype is not None
         table = outline(network, find(settings.engine), dtype=settings.dtype)
-        planner_of(network, settings, table, model=reference).for_budget(limit)
+        planner = planner_of(network, settings, table, model=reference)
+        planner.within(*([planner.limit(limit)] if limit is not None else []))
 
 
 def _limit(budgets: Sequence[Budget]) -> Budget | None:

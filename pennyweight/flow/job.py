@@ -36,7 +36,7 @@ from pennyweight.flow.journal import Journal
 from pennyweight.flow.ladder import PROBE, allowed_before, rungs, strain
 from pennyweight.flow.make_plan import Planner
 from pennyweight.flow.measure import ReferenceStates
-from pennyweight.flow.options import Table, tabulate
+from pennyweight.flow.options import Table, tabulate, timed
 from pennyweight.flow.profiling.calibration import calibrate
 from pennyweight.flow.profiling.values import Calibration
 from pennyweight.flow.progress import Progress
@@ -148,7 +148,7 @@ class Job:
         planner = self.planner()
         if self.settings.search:
             limit = planner.limit(self.limit) if self.limit else Limit("damage", PROBE * allowed_before(self.claims))
-            refined = self.search().refine(planner.table, [limit])
+            refined = self.search().refine(planner.table, [limit, *planner.always])
             self.searched = refined.record
             planner = replace(planner, table=refined.table)
         self.table = planner.table
@@ -268,8 +268,12 @@ def planner_of(network: Network, settings: Settings, table: Table, *, model: Net
         len(content) if isinstance(content, bytes) else content.stat().st_size
         for content in network.source.auxiliary().values()
     )
+    always: tuple[Limit, ...] = ()
+    if settings.latency is not None:
+        table, limit = timed(table, network, settings.latency, settings.speed)
+        always = (limit,)
     return Planner(
         network=network, table=table, engine=find(settings.engine), dtype=settings.dtype,
         seed=settings.seed, allocation=settings.allocation, beside=beside, model=model.source.fingerprint,
-        rewrites=settings.rewrites, recovery=settings.recovery,
+        rewrites=settings.rewrites, recovery=settings.recovery, always=always,
     )  # fmt: skip

@@ -35,6 +35,7 @@ class Planner:
         model: fingerprint of the model that the user has, where the network is a rewrite of it.
         rewrites: that led from there to the network.
         recovery: what is trained afterwards.
+        always: limits that every plan keeps, beside the one it is made for.
     """
 
     network: Network
@@ -47,6 +48,7 @@ class Planner:
     model: str = ""
     rewrites: tuple[str, ...] = ()
     recovery: tuple[str, ...] = ()
+    always: tuple[Limit, ...] = ()
 
     def within_damage(self, damage: float) -> Plan:
         """The smallest plan whose predicted KL is at most `damage`, nats per token."""
@@ -59,7 +61,9 @@ class Planner:
             InfeasibleBudget: there is none, or nothing at all can be compressed.
         """
         self._check_any()
-        return self.plan(catalogue.find(self.allocation, "allocation").allocate(self.table.groups, Problem.of(*limits)))
+        return self.plan(
+            catalogue.find(self.allocation, "allocation").allocate(self.table.groups, Problem.of(*limits, *self.always))
+        )
 
     def limit(self, budget: Budget, *, share: float = 1.0) -> Limit:
         """A budget as a limit on what plans add up.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from pennyweight.flow.collect import Collected
 from pennyweight.flow.journal import Journal
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.formats import Dense, Grid
+from pennyweight.latency import Latency
 from pennyweight.methods.pricing import Change
 from pennyweight.methods.quantization import GPTQ
 from pennyweight.network.network import Network, Site
@@ -23,6 +24,7 @@ from pennyweight.network.sources.source import check_finite
 from pennyweight.numerics.hashing import of_value
 from pennyweight.numerics.memory import release
 from pennyweight.plan import Option, Stage, Step
+from pennyweight.problem import Limit
 from pennyweight.statistics import Statistics
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -118,6 +120,35 @@ def outline(network: Network, engine: Engine, *, dtype: str) -> Table:
         for group in groups
     ]
     return _table(network, rows, kept, dtype)
+
+
+def timed(table: Table, network: Network, latency: Latency, speed: float) -> tuple[Table, Limit]:
+    """The table with the times of every option, and the limit they must keep; formats nobody timed are not offered.
+
+    Args:
+        table: of options.
+        network: whose shapes they have.
+        latency: times of an engine.
+        speed: how many times faster than dense all layers of the table must be together.
+
+    Raises:
+        InvalidBudget: the times do not even know the dense layers.
+    """
+    groups, dense = [], 0.0
+    for row in table.groups:
+        shapes, found = [network.by_name[name].shape for name in row[0].sites], []
+        for option in row:
+            format = option.step.stages[0].format
+            if isinstance(format, Dense):
+                time = latency.of(shapes, "dense")
+                dense += time
+            elif latency.knows(shapes, format.label()):
+                time = latency.of(shapes, format.label())
+            else:
+                continue
+            found.append(replace(option, milliseconds=time))
+        groups.append(tuple(found))
+    return replace(table, groups=tuple(groups)), Limit("milliseconds", dense / speed)
 
 
 def predictor(method: str) -> Any:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from pennyweight.latency import Latency
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -31,6 +33,8 @@ class Settings:
         dtype: of everything dense; None takes the model's own 16-bit type, or float16.
         rewrites: changes of basis that the model goes through first, by name, in this order.
         recovery: what is trained after every tensor is stored, by name, in this order.
+        speed: how many times faster than dense the compressed layers must be; 1 for no such limit.
+        latency: times of the engine on the machine it will run on; needed with `speed`.
         threads: of the arithmetic; results are the same only for the same number.
     """
 
@@ -53,4 +57,6 @@ class Settings:
     dtype: str | None = None
     rewrites: tuple[str, ...] = ()
     recovery: tuple[str, ...] = ()
+    speed: float = 1.0
+    latency: Latency | None = None
     threads: int = field(default_factory=torch.get_num_threads)

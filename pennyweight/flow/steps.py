@@ -34,15 +34,17 @@ from pennyweight.flow.collect import Collected
 from pennyweight.flow.journal import Journal, open_run
 from pennyweight.flow.load import load
 from pennyweight.flow.make_plan import Planner, check_dtype, check_plan, usual_dtype
-from pennyweight.flow.options import tabulate
+from pennyweight.flow.options import tabulate, timed
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.recover import recover
 from pennyweight.flow.text import some
+from pennyweight.latency import Latency
 from pennyweight.methods.certification import certify as judge
 from pennyweight.methods.certification import combine
 from pennyweight.network.network import Network
 from pennyweight.network.sources.tokenizer import load_tokenizer, separator_id
 from pennyweight.plan import Plan
+from pennyweight.problem import Limit
 
 PREDICTED_SHARE = 0.7  # of a perplexity budget that a plan may spend by prediction alone; predictions run low
 
@@ -113,6 +115,8 @@ def make_plan(
     pricing: str = "kronecker",
     seed: int = 0,
     share: float = PREDICTED_SHARE,
+    latency: Latency | None = None,
+    speed: float = 1.0,
     progress: Progress = QUIET,
 ) -> Plan:
     """What each tensor becomes, from predictions alone; nothing is done yet.
@@ -128,6 +132,8 @@ def make_plan(
         pricing: what predicts damages.
         seed: recorded in the plan.
         share: of a perplexity budget to spend.
+        latency: times of the engine, by shape and format.
+        speed: how many times faster than dense the compressed layers must be by them.
         progress: told about every block.
 
     Raises:
@@ -145,7 +151,13 @@ def make_plan(
         pricing=pricing,
         progress=progress,
     )
-    planner = Planner(network=network, table=table, engine=contract, dtype=dtype, seed=seed, allocation=allocation)
+    always: tuple[Limit, ...] = ()
+    if latency is not None:
+        table, limit = timed(table, network, latency, speed)
+        always = (limit,)
+    planner = Planner(
+        network=network, table=table, engine=contract, dtype=dtype, seed=seed, allocation=allocation, always=always
+    )
     return planner.for_budget(budget, share=share)
 
 
