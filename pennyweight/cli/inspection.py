@@ -17,7 +17,6 @@ from rich.table import Table
 
 from pennyweight.export.engines import ENGINES, Engine
 from pennyweight.flow.load import load
-from pennyweight.flow.options import menu
 from pennyweight.flow.progress import Progress
 from pennyweight.network.finding.trace import symmetries_of
 from pennyweight.network.network import Network, Site
@@ -177,14 +176,13 @@ def _row(network: Network, site: Site) -> dict[str, Any]:
 
 def _why_not(engine: Engine, site: Site, network: Network) -> str:
     """Why an engine takes no grid of a site; that it reads other widths too is no reason."""
-    grids = [grid for grid in menu([site.shape[1]], "float16") if grid.bits in engine.bits | engine.asymmetric_bits]
-    reasons = (engine.refuses(site, grid, network) for grid in grids)
-    return next((reason for reason in reasons if reason), f"no grid of {engine.name} fits its shape")
+    reasons = [engine.refuses(site, format, network) for format in engine.menu([site.shape[1]], "float16")]
+    return next((reason for reason in reasons if reason), f"no format of {engine.name} fits its shape")
 
 
 def _takes(engine: Engine, site: Site, network: Network) -> list[str]:
-    grids = menu([site.shape[1]], "float16")
-    return sorted({grid.label() for grid in grids if not engine.refuses(site, grid, network)})
+    formats = engine.menu([site.shape[1]], "float16")
+    return sorted({format.label() for format in formats if not engine.refuses(site, format, network)})
 
 
 def _short(labels: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from pennyweight import catalogue
 from pennyweight.budget import Budget
 from pennyweight.errors import InfeasibleBudget, InvalidBudget, InvalidFormat, InvalidMethod, InvalidPlan, UnknownName
 from pennyweight.export.engines import Engine, find
+from pennyweight.export.files import HEADERS
 from pennyweight.flow.options import Table
 from pennyweight.formats import Dense, Grid
 from pennyweight.methods.allocation import Limit, Problem
@@ -16,7 +17,6 @@ from pennyweight.network.network import Network
 from pennyweight.plan import Plan, plan_of
 
 REMAKE = "make a new plan with pennyweight plan MODEL"
-OVERHEAD = 65_536  # bytes of headers, config and index beside the tensors; the exact number is known once written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Planner:
         dtype: of scales and of everything dense.
         seed: recorded in the plan.
         allocation: the allocator's name.
-        beside: bytes of tokenizer and other files that are copied along.
+        beside: bytes of headers, tokenizer and other files beside the tensors, at most.
         model: fingerprint of the model that the user has, where the network is a rewrite of it.
         rewrites: that led from there to the network.
         recovery: what is trained afterwards.
@@ -42,7 +42,7 @@ class Planner:
     dtype: str
     seed: int = 0
     allocation: str = "integer_program"
-    beside: int = 0
+    beside: int = HEADERS
     model: str = ""
     rewrites: tuple[str, ...] = ()
     recovery: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ class Planner:
             raise InfeasibleBudget(
                 f"no plan of this model for {self.engine.name} fits in {size / 1e6:.3f} MB",
                 expected=f"at least {total / 1e6:.1f} MB, of which {self.table.fixed_bytes / 1e6:.1f} MB are tensors "
-                f"that stay dense and {(self.beside + OVERHEAD) / 1e6:.1f} MB are tokenizer and headers",
+                f"that stay dense and {self.beside / 1e6:.1f} MB are tokenizer and headers",
                 mend=f"--fit {-(-total // 100_000) / 10:.1f}MB",
                 site="--fit",
             )
@@ -109,7 +109,7 @@ class Planner:
 
     @property
     def _fixed(self) -> int:
-        return self.table.fixed_bytes + self.beside + OVERHEAD
+        return self.table.fixed_bytes + self.beside
 
     def _plan(self, limit: Limit) -> Plan:
         if not self.table.groups:
@@ -143,6 +143,16 @@ def check_dtype(dtype: str, engine: Engine) -> None:
             f"{engine.name} takes no tensors in {dtype}", expected=f"one of {', '.join(sorted(engine.dtypes))}",
             mend=f"--dtype {min(engine.dtypes)}", site="--dtype",
         )  # fmt: skip
+
+
+def check_files(network: Network, engine: Engine, dtype: str) -> None:
+    """Refuse what cannot be written for an engine: a type it does not read, a network its files cannot hold.
+
+    Raises:
+        PennyweightError: InvalidFormat with the types it reads, or what its files say of the network.
+    """
+    check_dtype(dtype, engine)
+    engine.files.check(network, {}, dtype)
 
 
 def check_model(plan: Plan, fingerprint: str, *, site: str = "plan") -> None:
@@ -179,7 +189,7 @@ def check_plan(plan: Plan, network: Network, *, model: str | None = None, site: 
             mend="pennyweight compress --plan carries it out, rewrites included", site=site,
         )  # fmt: skip
     engine = find(plan.engine)
-    check_dtype(plan.dtype, engine)
+    check_files(network, engine, plan.dtype)
     sites = network.by_name
     for name, step in plan.steps.items():
         if name not in sites:

@@ -10,12 +10,11 @@ import torch
 
 from pennyweight import catalogue
 from pennyweight.errors import InvalidMethod
-from pennyweight.export import dense_bytes, stored_bytes
 from pennyweight.export.engines import Engine
 from pennyweight.flow.collect import Collected
 from pennyweight.flow.journal import Journal
 from pennyweight.flow.progress import QUIET, Progress
-from pennyweight.formats import Dense, Grid
+from pennyweight.formats import Dense, Format, Grid
 from pennyweight.methods.quantization import GPTQ
 from pennyweight.network.network import Network, Site
 from pennyweight.network.sources.source import check_finite
@@ -24,8 +23,6 @@ from pennyweight.numerics.memory import release
 from pennyweight.plan import Option, Stage, Step
 from pennyweight.statistics import Statistics
 
-BITS = (2, 3, 4, 5, 6, 8)
-GROUPS = (32, 64, 96, 128, 192)
 SAMPLE = 256  # rows of a site whose errors stand for all of them: predictions are off by more than that
 
 
@@ -42,28 +39,6 @@ class Table:
     groups: tuple[tuple[Option, ...], ...]
     kept: Mapping[str, str]
     fixed_bytes: int
-
-
-def menu(columns: Sequence[int], dtype: str, bits: Sequence[int] = BITS) -> tuple[Grid, ...]:
-    """Grids that divide all of the given input sizes, as coarse as their width allows.
-
-    Scales cost half a bit a weight in groups of 32 and an eighth in groups of 128. From 6 bits on another bit is
-    cheaper than small groups; at 8 bits one scale a row is enough. Groups of 96 and 192 are for widths that 128 does
-    not divide.
-    """
-    grids = []
-    for width in bits:
-        sizes: list[int | None] = [g for g in GROUPS if not any(count % g for count in columns)]
-        if all(count % 128 == 0 for count in columns):
-            sizes = [g for g in sizes if g not in (96, 192)]
-        if width >= 6 or not sizes:
-            sizes = [*sizes[-1:], None]
-        for size in sizes:
-            if width == 8 and size is not None and None in sizes:
-                continue
-            for symmetric in (True, False) if width < 6 else (True,):
-                grids.append(Grid(bits=width, group_size=size, symmetric=symmetric, scale_dtype=dtype))
-    return tuple(grids)
 
 
 def tabulate(
@@ -103,52 +78,61 @@ def tabulate(
                 release()
             rows += zip(decided.get(index, []), journal.load(key), strict=True)
             advance()
-    return _table(network, rows, kept, dtype)
+    return _table(network, rows, kept, engine, dtype)
 
 
 def outline(network: Network, engine: Engine, *, dtype: str) -> Table:
     """The table with every damage zero: all it takes to know which sizes are possible, before any work."""
     decided, kept = _decide(network, engine, dtype)
     rows = [
-        (group, [(f"any {grid.label()}", 0.0) for grid in _taken(group, engine, network, dtype)])
+        (group, [(f"any {format.label()}", 0.0) for format in _taken(group, engine, network, dtype)])
         for groups in decided.values()
         for group in groups
     ]
-    return _table(network, rows, kept, dtype)
+    return _table(network, rows, kept, engine, dtype)
 
 
-def predictor(method: str) -> Any:
+def predictor(method: str, kinds: Sequence[type[Format]] = (Grid,)) -> Any:
     """The quantizer whose predictions plans for this one rest on: itself, or GPTQ for one that predicts nothing.
 
     Methods without predictions of their own sweep as GPTQ does and improve on it; candidates are measured anyway.
 
+    Args:
+        method: the quantizer, by name.
+        kinds: of formats on an engine's menu.
+
     Raises:
         UnknownName: no quantizer has this name.
-        InvalidMethod: it writes no integer grids, and no file of an engine holds anything else.
+        InvalidMethod: it does not write all of these formats.
     """
     quantizer = catalogue.find(method, "quantization")
-    if not issubclass(Grid, quantizer.takes):
-        able = [kind.name for kind in catalogue.classes("quantization") if issubclass(Grid, kind.takes)]
+    if not _takes(quantizer, kinds):
+        able = [kind.name for kind in catalogue.classes("quantization") if _takes(kind, kinds)]
+        needed = "no integer grids" if tuple(kinds) == (Grid,) else f"not {' and '.join(k.__name__ for k in kinds)}"
         raise InvalidMethod(
-            f"{quantizer.name} writes {', '.join(kind.__name__ for kind in quantizer.takes)}, and no integer grids",
+            f"{quantizer.name} writes {', '.join(kind.__name__ for kind in quantizer.takes)}, and {needed}",
             expected=f"one of {', '.join(able)}", mend="--method gptq", site=method,
         )  # fmt: skip
     return quantizer if hasattr(quantizer, "predict") else GPTQ()
 
 
+def _takes(quantizer: Any, kinds: Sequence[type[Format]]) -> bool:
+    return all(issubclass(kind, quantizer.takes) for kind in kinds)
+
+
 def _decide(network: Network, engine: Engine, dtype: str) -> tuple[dict[int, list[tuple[Site, ...]]], dict[str, str]]:
-    """Groups the engine can take in some grid, by block, and why it cannot take the others."""
+    """Groups the engine can take in some format, by block, and why it cannot take the others."""
     kept: dict[str, str] = {}
     decided: dict[int, list[tuple[Site, ...]]] = {}
     for group in network.groups():
-        probe = menu([site.shape[1] for site in group], dtype)
-        reasons = [engine.refuses(site, grid, network) for site in group for grid in probe[:1]]
+        probe = engine.menu([site.shape[1] for site in group], dtype)
+        reasons = [engine.refuses(site, format, network) for site in group for format in probe[:1]]
         if all(site.block is not None for site in group) and any(
-            not _refused(group, g, engine, network) for g in probe
+            not _refused(group, format, engine, network) for format in probe
         ):
             decided.setdefault(group[0].block or 0, []).append(group)
         else:
-            why = next((reason for reason in reasons if reason), f"no grid of {engine.name} fits its shape")
+            why = next((reason for reason in reasons if reason), f"no format of {engine.name} fits its shape")
             kept |= {site.name: why for site in group}
     return decided, kept
 
@@ -157,23 +141,23 @@ def _table(
     network: Network,
     rows: Sequence[tuple[tuple[Site, ...], Sequence[tuple[str, float]]]],
     kept: Mapping[str, str],
+    engine: Engine,
     dtype: str,
 ) -> Table:
-    dense = Dense(dtype=dtype)
+    dense, files = Dense(dtype=dtype), engine.files
     groups: list[tuple[Option, ...]] = []
     for group, row in rows:
         names = tuple(site.name for site in group)
-        size = sum(dense.stored_bits(site.shape) for site in group) // 8
+        size = sum(files.kept_bytes(network, site, dtype) for site in group)
         options = [Option(sites=names, step=Step((Stage("cast", dense),)), bytes=size, damage=0.0)]
         for label, damage in row:
             step = Step.parse(label)
-            grid = step.stages[0].format
-            stored = sum(stored_bytes(site.shape, grid, dtype) for site in group)
+            format = step.stages[0].format
+            stored = sum(files.stored_bytes(site.shape, format, dtype) for site in group)
             options.append(Option(sites=names, step=step, bytes=stored, damage=damage))
         groups.append(tuple(options))
     decisions = {site.parameter for group, _ in rows for site in group}
-    fixed = sum(dense_bytes(info, dtype) for name, info in network.source.tensors.items() if name not in decisions)
-    return Table(tuple(groups), kept, fixed)
+    return Table(tuple(groups), kept, files.fixed_bytes(network, decisions, dtype))
 
 
 def _predict_block(
@@ -187,23 +171,24 @@ def _predict_block(
     """Label and damage of every option of every group of one block."""
     rows = []
     for group in groups:
-        rows.append(_predict(network, group, _taken(group, engine, network, dtype), statistics, method))
+        rows.append(_predict(network, group, _taken(group, engine, network, dtype), statistics, engine, method))
     return rows
 
 
-def _taken(group: tuple[Site, ...], engine: Engine, network: Network, dtype: str) -> list[Grid]:
-    grids = menu([site.shape[1] for site in group], dtype)
-    return [grid for grid in grids if not _refused(group, grid, engine, network)]
+def _taken(group: tuple[Site, ...], engine: Engine, network: Network, dtype: str) -> list[Format]:
+    formats = engine.menu([site.shape[1] for site in group], dtype)
+    return [format for format in formats if not _refused(group, format, engine, network)]
 
 
-def _refused(group: tuple[Site, ...], grid: Grid, engine: Engine, network: Network) -> bool:
-    return any(engine.refuses(site, grid, network) is not None for site in group)
+def _refused(group: tuple[Site, ...], format: Format, engine: Engine, network: Network) -> bool:
+    return any(engine.refuses(site, format, network) is not None for site in group)
 
 
 def _predict(
-    network: Network, group: tuple[Site, ...], grids: Sequence[Grid], statistics: Mapping[str, Statistics], method: str
-) -> list[tuple[str, float]]:
-    """Label and damage of one group under each grid, from evenly spaced rows of every site."""
+    network: Network, group: tuple[Site, ...], formats: Sequence[Format], statistics: Mapping[str, Statistics],
+    engine: Engine, method: str,
+) -> list[tuple[str, float]]:  # fmt: skip
+    """Label and damage of one group under each format, from evenly spaced rows of every site."""
     rows, minds = [], []
     for site in group:
         weight = network.source.read(network.stored_name(site.parameter)).float()
@@ -214,6 +199,7 @@ def _predict(
         rows.append(weight[chosen])
         minds.append(fisher[chosen] * share)
     # Sites of a group read one edge, so that one factorisation serves them all.
-    predicted = predictor(method).predict(torch.cat(rows), statistics[group[0].reads], grids)
+    quantizer = predictor(method, engine.reads.kinds)
+    predicted = quantizer.predict(torch.cat(rows), statistics[group[0].reads], formats)
     damages = (predicted.double() @ torch.cat(minds) / 2).tolist()
-    return [(f"{method} {grid.label()}", damage) for grid, damage in zip(grids, damages, strict=True)]
+    return [(f"{method} {format.label()}", damage) for format, damage in zip(formats, damages, strict=True)]
