@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pennyweight.errors import UnknownName
+from pennyweight.errors import PennyweightError, UnknownName
 from pennyweight.export.contracts import BlockTypes, Contract, Grids, k_types, legacy
 from pennyweight.export.files import Files, files_of
 from pennyweight.formats import Dense, Format, KQuant, Legacy, TernaryBlocks
@@ -65,6 +65,14 @@ class Engine:
     def menu(self, columns: Sequence[int], dtype: str) -> tuple[Format, ...]:
         """Formats worth choosing from that fit all of the given input sizes."""
         return self.reads.menu(columns, dtype)
+
+    def refuses_all(self, network: Network, dtype: str) -> str | None:
+        """Why nothing of a network can be written for the engine, in plain words; None when something can."""
+        try:
+            self.files.check(network, {}, dtype)
+        except PennyweightError as error:
+            return f"{error.happened} (for {self.name}: {error.expected})"
+        return None
 
     def refuses(self, site: Site, format: Format, network: Network) -> str | None:
         """Why the engine cannot load this site in this format, in plain words; None when it can.
