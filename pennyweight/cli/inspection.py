@@ -32,7 +32,8 @@ def inspect(arguments: Namespace) -> int:
     value: dict[str, Any] = {
         "model": str(network.source.path), "source": network.source.description, "bytes": network.source.stored_bytes,
         "fingerprint": network.source.fingerprint, "blocks": [block.name for block in network.blocks],
-        "sites": [_row(network, site, refused) for site in network.sites], "tied": [list(names) for names in network.tied],
+        "sites": [_row(network, site, refused) for site in network.sites],
+        "tied": [list(names) for names in network.tied],
         "untouched": dict(network.untouched), "groups": [[site.name for site in group] for group in network.groups()],
         "coverage": coverage(network, refused),
     }  # fmt: skip
@@ -185,14 +186,14 @@ def _row(network: Network, site: Site, refused: Mapping[str, str]) -> dict[str, 
 
 def _why_not(engine: Engine, site: Site, network: Network) -> str:
     """Why an engine takes no grid of a site; that it reads other widths too is no reason."""
-    reasons = [engine.refuses(site, format, network) for format in engine.menu([site.shape[1]], "float16")]
+    reasons = [engine.refuses(site, format, network) for format in engine.menu_of([site], "float16")]
     return next((reason for reason in reasons if reason), f"no format of {engine.name} fits its shape")
 
 
 def _takes(engine: Engine, site: Site, network: Network, refused: Mapping[str, str]) -> list[str]:
     if engine.name in refused:
         return []
-    formats = engine.menu([site.shape[1]], "float16")
+    formats = engine.menu_of([site], "float16")
     return sorted({format.label() for format in formats if not engine.refuses(site, format, network)})
 
 

@@ -19,6 +19,8 @@ from pennyweight.export.files import Files, files_of
 from pennyweight.formats import Dense, Format, KQuant, Legacy, TernaryBlocks
 from pennyweight.network.network import Network, Site
 
+OUTSIDE = ("embedding", "head")  # roles of what lies outside the blocks
+
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
@@ -32,6 +34,8 @@ class Engine:
         reads: formats it loads, and those on the menu of a plan.
         dtypes: of scales and of tensors that stay dense.
         roles: kinds of sites that may be quantized.
+        tables: formats offered for an embedding table, and for a head or both where they are one tensor; empty where
+            what lies outside the blocks stays dense.
         least_outputs: smallest `out` of a quantized weight.
         least_inputs: smallest `in`.
         fused_groups: sites that read one edge (q, k, v; gate, up) must get one format, because the engine joins them.
@@ -46,6 +50,7 @@ class Engine:
     reads: Contract
     dtypes: frozenset[str]
     roles: frozenset[str]
+    tables: tuple[Format, ...] = ()
     least_outputs: int = 1
     least_inputs: int = 1
     fused_groups: bool = False
@@ -66,6 +71,12 @@ class Engine:
         """Formats worth choosing from that fit all of the given input sizes."""
         return self.reads.menu(columns, dtype)
 
+    def menu_of(self, sites: Sequence[Site], dtype: str) -> tuple[Format, ...]:
+        """Formats worth choosing from for sites that get one decision."""
+        if self.tables and any(site.role in OUTSIDE for site in sites):
+            return self.tables
+        return self.menu([site.shape[1] for site in sites], dtype)
+
     def refuses_all(self, network: Network, dtype: str) -> str | None:
         """Why nothing of a network can be written for the engine, in plain words; None when something can."""
         try:
@@ -85,7 +96,7 @@ class Engine:
         if site.role not in self.roles:
             return f"{self.name} cannot load {kind.get(site.role, f'a quantized {site.role}')}"
         stored = network.stored_name(site.parameter)
-        if any(stored in names for names in network.tied):
+        if "embedding" not in self.roles and any(stored in names for names in network.tied):
             return f"it shares its tensor with the embedding table, which {self.name} needs dense"
         outputs, inputs = site.shape
         if outputs < self.least_outputs or inputs < self.least_inputs:
@@ -177,11 +188,13 @@ LLAMA_CPP = Engine(
         narrow_too=legacy("q8_0"),
     ),
     dtypes=frozenset({"float16", "bfloat16", "float32"}),
-    roles=frozenset({"linear"}),
+    roles=frozenset({"linear", "embedding", "head"}),
+    # Tables are never left without a choice of eight bits, and are worth more bits than a block: see docs/decisions.
+    tables=(*legacy("iq4_nl", "q5_1", "q8_0"), *k_types("q4_k", "q5_k", "q6_k")),
     notes=(
         "weights are multiplied as they are stored; activations are rounded to 8 bits on the way, by the engine, which "
         "the certificate does not cover: it is about the weights in the file",
-        "the embedding table and the head stay as they are: in 16 bits, or as a GGUF file that is compressed has them",
+        "the embedding table and the head are rounded to nearest, at a price that is measured, or stay as they are",
         "types with blocks of 256 need inputs that are a multiple of it; others get blocks of 32",
     ),
     snippet="""\

@@ -66,8 +66,8 @@ class Files(Protocol):
         """Write the files, one tensor in memory at a time; see `compressed_tensors.write`."""
         ...
 
-    def parts(self, out: Path) -> Callable[[Site], Part]:
-        """What is stored of compressed sites, by a reader that shares no code with the writer."""
+    def parts(self, out: Path) -> Callable[[str], Part]:
+        """What is stored of compressed tensors, by name, by a reader that shares no code with the writer."""
         ...
 
 
@@ -107,10 +107,10 @@ class CompressedTensorsFiles:
         """See `compressed_tensors.write`."""
         return compressed_tensors.write(network, formats, compressed, out, dtype=dtype, on_tensor=on_tensor)
 
-    def parts(self, out: Path) -> Callable[[Site], Part]:
+    def parts(self, out: Path) -> Callable[[str], Part]:
         """See `CompressedTensorsSource.read_part`."""
         source = CompressedTensorsSource(out)
-        return lambda site: source.read_part(site.parameter)
+        return source.read_part
 
 
 class GGUFFiles:
@@ -147,10 +147,10 @@ class GGUFFiles:
         """See `gguf.write`."""
         return gguf.write(network, formats, compressed, out, dtype=dtype, on_tensor=on_tensor)
 
-    def parts(self, out: Path) -> Callable[[Site], Part]:
+    def parts(self, out: Path) -> Callable[[str], Part]:
         """See `GGUFSource.read_part`."""
         source = GGUFSource(out / gguf.NAME)
-        return lambda site: source.read_part(site.parameter)
+        return source.read_part
 
 
 FILES: Mapping[str, Files] = {files.name: files for files in (CompressedTensorsFiles(), GGUFFiles())}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -108,33 +108,48 @@ def apply(
             _apply_block(index, plan, network, collected, journal, keys)
             release()
             advance()
+        _apply_block(None, plan, network, collected, journal, keys)
+        release()
     return Applied(journal, network, plan, keys)
 
 
 def _apply_block(
-    index: int,
+    index: int | None,
     plan: Plan,
     network: Network,
     collected: Collected,
     journal: Journal,
     keys: dict[str, tuple[str, int, int, int]],
 ) -> None:
-    """Compress what is not in the journal yet of one block; its statistics are loaded only if something is missing."""
+    """Compress what is not in the journal yet of one block, or of what lies outside of all (None).
+
+    Statistics are loaded only if something is missing; there are none outside the blocks.
+    """
     statistics: dict[str, Statistics] | None = None
     for group in network.groups():
         for members, step in _same_step(group, plan):
             if members[0].block != index:
                 continue
             names = [site.name for site in members]
-            key = f"sites/{index:04d}-{of_value([names, step.label(), plan.seed])[:16]}.safetensors"
+            place = "outer" if index is None else f"{index:04d}"
+            key = f"sites/{place}-{of_value([names, step.label(), plan.seed])[:16]}.safetensors"
+            own, first = _distinct(members, network)
             if not journal.has(key):
-                statistics = statistics or collected.block(index)
-                tensors, rows = _compress(members, step, network, statistics, plan.seed)
+                if statistics is None:
+                    statistics = {} if index is None else collected.block(index)
+                tensors, rows = _compress(own, step, network, statistics, plan.seed)
+                rows += [replace(rows[first[i]], site=site.name) for i, site in enumerate(members) if site not in own]
                 journal.save_tensors(key, tensors, {row.site: asdict(row) for row in rows})
-            start, rows_there = 0, sum(site.shape[0] for site in members)
-            for site in members:
-                keys[site.name] = (key, start, start + site.shape[0], rows_there)
-                start += site.shape[0]
+            starts = [sum(site.shape[0] for site in own[:i]) for i in range(len(own) + 1)]
+            for site, at in zip(members, first, strict=True):
+                keys[site.name] = (key, starts[at], starts[at + 1], starts[-1])
+
+
+def _distinct(members: list[Site], network: Network) -> tuple[list[Site], list[int]]:
+    """Sites with a tensor of their own, and for each member which of them it shares its tensor with."""
+    stored = [network.stored_name(site.parameter) for site in members]
+    names = list(dict.fromkeys(stored))
+    return [members[stored.index(name)] for name in names], [names.index(name) for name in stored]
 
 
 def _same_step(group: tuple[Site, ...], plan: Plan) -> list[tuple[list[Site], Step]]:
@@ -155,9 +170,11 @@ def _compress(
     members: list[Site], step: Step, network: Network, statistics: Mapping[str, Statistics], seed: int
 ) -> tuple[dict[str, Tensor], list[Row]]:
     weight = _stacked(members, network)
-    seen = statistics[members[0].reads]
+    seen = statistics.get(members[0].reads)
     result, actual, reason = carry_out(step, weight, seen, seed, members[0].name)
-    gram = seen.require_gram()
+    gram = None if seen is None else seen.require_gram()
+    if members[0].block is None:
+        reason = reason or "what it costs was measured when the plan was made; the error is of its own numbers"
     rows, start = [], 0
     for site in members:
         stop = start + site.shape[0]
@@ -219,8 +236,8 @@ def _stacked(members: list[Site], network: Network) -> Tensor:
     return stacked
 
 
-def squares(result: Compressed, weight: Tensor, gram: Tensor, start: int, stop: int) -> tuple[float, float]:
-    """Mean squared change and mean square of some outputs, a few rows at a time."""
+def squares(result: Compressed, weight: Tensor, gram: Tensor | None, start: int, stop: int) -> tuple[float, float]:
+    """Mean squared change and mean square of some outputs, a few rows at a time; without gram, of the weights."""
     changed = whole = 0.0
     alone = all(part.format.rows_stand_alone for part in result.parts)
     all_of_it = None if alone else result.dequantize()  # rows that share parameters cannot be cut out
@@ -229,6 +246,10 @@ def squares(result: Compressed, weight: Tensor, gram: Tensor, start: int, stop: 
         before = weight[first:last]
         after = result.rows(first, last).dequantize() if all_of_it is None else all_of_it[first:last]
         change = after - before
-        changed += float(linear(change, gram).mul_(change).double().sum())
-        whole += float(linear(before, gram).mul_(before).double().sum())
+        changed += _square(change, gram)
+        whole += _square(before, gram)
     return changed, whole
+
+
+def _square(rows: Tensor, gram: Tensor | None) -> float:
+    return float((rows.square() if gram is None else linear(rows, gram).mul_(rows)).double().sum())

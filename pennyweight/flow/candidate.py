@@ -136,16 +136,17 @@ def _read_back(directory: Path, applied: Applied, network: Network) -> None:
     """
     if not applied.keys:
         return
-    part_of, read = find(applied.plan.engine).files.parts(directory), load(directory).source.read
+    part_of, written = find(applied.plan.engine).files.parts(directory), load(directory)
     for site in network.sites:
         if site.name not in applied.keys:
             continue
         compressed = applied.compressed(site)
-        meant, found = compressed.parts[0], part_of(site)
+        name = written.stored_name(site.parameter)
+        meant, found = compressed.parts[0], part_of(name)
         same = meant.tensors.keys() == found.tensors.keys() and all(
             torch.equal(tensor, found.tensors[name]) for name, tensor in meant.tensors.items()
         )
-        same = same and torch.equal(read(site.parameter), compressed.dequantize())
+        same = same and torch.equal(written.source.read(name), compressed.dequantize())
         if not same or meant.format != found.format:
             raise VerificationFailed(
                 "the written file does not hold what was computed",

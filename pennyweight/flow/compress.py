@@ -84,7 +84,7 @@ def compress(
     if plan is not None:
         settings = _settings_of(plan, settings)
     check_rewrites(settings.rewrites, calibrated=True)
-    check_recovery(settings.recovery, reference, {})
+    check_recovery(settings.recovery, reference, {kind.name: kind.examples()[0] for kind in engine.reads.kinds})
     if plan is not None:
         check_model(plan, reference.source.fingerprint)
     else:

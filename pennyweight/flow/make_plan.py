@@ -75,7 +75,8 @@ class Planner:
         Raises:
             InfeasibleBudget: the fewest bits possible are more.
         """
-        weights = sum(self.network.by_name[name].elements for group in self.table.groups for name in group[0].sites)
+        sites = [self.network.by_name[name] for group in self.table.groups for name in group[0].sites]
+        weights = sum({self.network.stored_name(site.parameter): site.elements for site in sites}.values())
         least = 8 * sum(min(option.bytes for option in group) for group in self.table.groups) / max(weights, 1)
         if least > bits:
             raise InfeasibleBudget(
@@ -225,12 +226,22 @@ def check_plan(plan: Plan, network: Network, *, model: str | None = None, site: 
                 expected="a step that pennyweight inspect lists for this engine",
                 mend="choose another step, or remove this one to keep the site dense", site=name,
             )  # fmt: skip
-    if engine.fused_groups:
-        for group in network.groups():
+        needs = catalogue.find(step.stages[0].method, "quantization").needs
+        if sites[name].block is None and needs:
+            raise InvalidPlan(
+                f"{step.stages[0].method} needs the {', '.join(sorted(needs))} of what a site reads, which is "
+                "collected in blocks alone",
+                expected="such as round_to_nearest q8_0", mend="choose another step", site=name,
+            )  # fmt: skip
+    for group in network.groups():
+        shared = len({network.stored_name(site.parameter) for site in group}) < len(group)
+        if engine.fused_groups or shared:
             labels = {plan.steps[s.name].label() if s.name in plan.steps else "dense" for s in group}
             if len(labels) > 1:
                 raise InvalidPlan(
-                    f"{engine.name} fuses {', '.join(s.name for s in group)} and the plan gives them {sorted(labels)}",
+                    f"{engine.name} fuses {', '.join(s.name for s in group)} and the plan gives them {sorted(labels)}"
+                    if not shared
+                    else f"{', '.join(s.name for s in group)} are one tensor and the plan gives them {sorted(labels)}",
                     expected="one step for all of them", mend="give them the same step", site=group[0].name,
                 )  # fmt: skip
     return engine

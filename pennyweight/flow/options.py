@@ -10,10 +10,11 @@ import torch
 
 from pennyweight import catalogue
 from pennyweight.errors import InvalidMethod
-from pennyweight.export.engines import Engine
+from pennyweight.export.engines import OUTSIDE, Engine
 from pennyweight.flow.collect import Collected
 from pennyweight.flow.journal import Journal
-from pennyweight.flow.progress import QUIET, Progress
+from pennyweight.flow.progress import QUIET, Advance, Progress
+from pennyweight.flow.tables import METHOD, prices
 from pennyweight.formats import Dense, Format, Grid
 from pennyweight.methods.quantization import GPTQ
 from pennyweight.network.network import Network, Site
@@ -23,6 +24,8 @@ from pennyweight.numerics.memory import release
 from pennyweight.plan import Option, Stage, Step
 from pennyweight.statistics import Statistics
 
+OUTER = -1  # where blocks are numbered: what lies outside of them
+EIGHT_BITS = "q8_0"
 SAMPLE = 256  # rows of a site whose errors stand for all of them: predictions are off by more than that
 
 
@@ -78,6 +81,12 @@ def tabulate(
                 release()
             rows += zip(decided.get(index, []), journal.load(key), strict=True)
             advance()
+    key = f"options/{asked}-outer.json"
+    if OUTER in decided:
+        if not journal.has(key):
+            with progress.stage("pricing tables", len(decided[OUTER])) as advance:
+                journal.save(key, [_price(network, g, collected, engine, dtype, advance) for g in decided[OUTER]])
+        rows += zip(decided[OUTER], journal.load(key), strict=True)
     return _table(network, rows, kept, engine, dtype)
 
 
@@ -121,16 +130,17 @@ def _takes(quantizer: Any, kinds: Sequence[type[Format]]) -> bool:
 
 
 def _decide(network: Network, engine: Engine, dtype: str) -> tuple[dict[int, list[tuple[Site, ...]]], dict[str, str]]:
-    """Groups the engine can take in some format, by block, and why it cannot take the others."""
+    """Groups the engine can take in some format, by block (OUTER for none), and why it cannot take the others."""
     kept: dict[str, str] = {}
     decided: dict[int, list[tuple[Site, ...]]] = {}
     for group in network.groups():
-        probe = engine.menu([site.shape[1] for site in group], dtype)
+        probe = engine.menu_of(group, dtype)
         reasons = [engine.refuses(site, format, network) for site in group for format in probe[:1]]
-        if all(site.block is not None for site in group) and any(
-            not _refused(group, format, engine, network) for format in probe
-        ):
-            decided.setdefault(group[0].block or 0, []).append(group)
+        outside = all(site.block is None and site.role in OUTSIDE for site in group)
+        here = all(site.block is not None for site in group) or (outside and bool(engine.tables))
+        if here and any(not _refused(group, format, engine, network) for format in probe):
+            block = group[0].block
+            decided.setdefault(OUTER if block is None else block, []).append(group)
         else:
             why = next((reason for reason in reasons if reason), f"no format of {engine.name} fits its shape")
             kept |= {site.name: why for site in group}
@@ -144,20 +154,20 @@ def _table(
     engine: Engine,
     dtype: str,
 ) -> Table:
-    dense, files = Dense(dtype=dtype), engine.files
+    dense = Dense(dtype=dtype)
     groups: list[tuple[Option, ...]] = []
     for group, row in rows:
         names = tuple(site.name for site in group)
-        size = sum(files.kept_bytes(network, site, dtype) for site in group)
+        size = _stored(network, group, None, engine, dtype)
         options = [Option(sites=names, step=Step((Stage("cast", dense),)), bytes=size, damage=0.0)]
         for label, damage in row:
             step = Step.parse(label)
             format = step.stages[0].format
-            stored = sum(files.stored_bytes(site.shape, format, dtype) for site in group)
+            stored = _stored(network, group, format, engine, dtype)
             options.append(Option(sites=names, step=step, bytes=stored, damage=damage))
         groups.append(tuple(options))
-    decisions = {site.parameter for group, _ in rows for site in group}
-    return Table(tuple(groups), kept, files.fixed_bytes(network, decisions, dtype))
+    decisions = {network.stored_name(site.parameter) for group, _ in rows for site in group}
+    return Table(tuple(groups), kept, engine.files.fixed_bytes(network, decisions, dtype))
 
 
 def _predict_block(
@@ -176,8 +186,40 @@ def _predict_block(
 
 
 def _taken(group: tuple[Site, ...], engine: Engine, network: Network, dtype: str) -> list[Format]:
-    formats = engine.menu([site.shape[1] for site in group], dtype)
-    return [format for format in formats if not _refused(group, format, engine, network)]
+    formats = [f for f in engine.menu_of(group, dtype) if not _refused(group, f, engine, network)]
+    if group[0].block is not None:
+        return formats
+    # What is measured takes a while: only types that make the table smaller, and the widest blocks that fit.
+    widest = max((_width(format) for format in formats), default=1)
+    whole = _stored(network, group, None, engine, dtype)
+    return [
+        format for format in formats
+        if (_width(format) == widest or format.label() == EIGHT_BITS)
+        and _stored(network, group, format, engine, dtype) < whole
+    ]  # fmt: skip
+
+
+def _width(format: Format) -> int:
+    return format.inputs_multiple
+
+
+def _stored(network: Network, group: Sequence[Site], format: Format | None, engine: Engine, dtype: str) -> int:
+    """Bytes of the tensors of a group, as they are if `format` is None; one that two sites share counts once."""
+    files, own = engine.files, {network.stored_name(site.parameter): site for site in group}.values()
+    if format is None:
+        return sum(files.kept_bytes(network, site, dtype) for site in own)
+    return sum(files.stored_bytes(site.shape, format, dtype) for site in own)
+
+
+def _price(
+    network: Network, group: Sequence[Site], collected: Collected, engine: Engine, dtype: str, advance: Advance
+) -> list[tuple[str, float]]:
+    """Label and damage of every option of an embedding table, a head, or both where they are one tensor."""
+    formats = _taken(tuple(group), engine, network, dtype)
+    site = next((site for site in group if site.role == "embedding"), group[0])
+    damages = prices(network, site, formats, collected.ids())
+    advance()
+    return [(f"{METHOD} {format.label()}", damage) for format, damage in zip(formats, damages, strict=True)]
 
 
 def _refused(group: tuple[Site, ...], format: Format, engine: Engine, network: Network) -> bool:

@@ -1,4 +1,4 @@
-"""Files for llama.cpp: names, order, bytes and numbers against the gguf package, which shares nothing with the writer."""
+"""Files for llama.cpp: names, order, bytes and numbers against the gguf package, which shares nothing with them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import math
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -329,7 +330,12 @@ def test_the_outline_offers_what_fits(broad: Network) -> None:
     table = outline(broad, LLAMA, dtype="float16")
     kinds = {option.step.stages[0].format.name for group in table.groups for option in group}
     assert kinds == {"dense", "gguf_k", "gguf_legacy"}
-    assert {"model.embed_tokens", "lm_head"} == set(table.kept)
+    assert table.kept == {}
+    sizes = {group[0].sites: {o.step.stages[0].format.label(): o.bytes for o in group} for group in table.groups}
+    assert sizes[("lm_head",)] == {  # the widest blocks that fit, and eight bits
+        "float16": 259 * 512 + 0, "q8_0": -(-259 * 8 * 34 // 32) * 32, "q4_k": 259 * 144 + 16, "q5_k": 259 * 176 + 16,
+        "q6_k": -(-259 * 210 // 32) * 32,
+    }  # fmt: skip
 
 
 # The tokenizer
@@ -469,8 +475,8 @@ def test_a_tensor_it_has_no_name_for(family: Callable[[str], Network]) -> None:
 
     llama = ARCHITECTURES["llama"]
     for name in (
-        "model.layers.0.self_attn.q_proj.bias", "model.layers.0.mlp.experts.0.weight", "score.weight", "model.norm.bias",
-        "model.layers.x.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.qweight",
+        "model.layers.0.self_attn.q_proj.bias", "model.layers.0.mlp.experts.0.weight", "score.weight",
+        "model.norm.bias", "model.layers.x.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.qweight",
     ):  # fmt: skip
         assert llama.name_of(name) is None
     assert ARCHITECTURES["qwen2"].name_of("model.layers.3.self_attn.q_proj.bias") == "blk.3.attn_q.bias"
@@ -522,7 +528,8 @@ def test_what_the_engine_refuses(broad: Network) -> None:
     assert LLAMA.refuses(site, Dense(dtype="bfloat16"), broad) is None
     assert "block types of GGUF, not int4 g32 sym" in str(LLAMA.refuses(site, Grid(bits=4, group_size=32), broad))
     head = broad.by_name["lm_head"]
-    assert "output head" in str(LLAMA.refuses(head, formats.parse("q8_0"), broad))
+    assert LLAMA.refuses(head, formats.parse("q8_0"), broad) is None
+    assert "quantized experts" in str(LLAMA.refuses(replace(head, role="experts"), formats.parse("q8_0"), broad))
     small = type(site)(name="x", block=0, shape=(8, 96), reads="a", writes="b", role="linear")
     assert "96 inputs do not split into blocks of 256" in str(LLAMA.refuses(small, formats.parse("q4_k"), broad))
     for format in cast(Any, LLAMA.reads).loads:

@@ -90,7 +90,8 @@ def items_of(network: Network, formats: Mapping[str, Format], dtype: str) -> lis
     order = dict.fromkeys(network.stored_name(name) for name in [*first, *inside, *network.outer])
     items = []
     for name in [*(n for n in order if n in source.tensors), *(n for n in source.tensors if n not in order)]:
-        site = sites.get(name)
+        shared = next((names for names in network.tied if name in names), (name,))
+        site = next((sites[other] for other in shared if other in sites), None)
         format = None if site is None else formats.get(site.name)
         items.append(_item(source.tensors[name], site, format, network, architecture, config, dtype))
     if architecture.always_tied and any(item.stored and item.stored.name == "output.weight" for item in items):
@@ -117,7 +118,7 @@ def _item(
     if (kept := tied_to(info.name, network)) is not None:
         check_equal(info.name, kept, network)
         return Item(info, "dropped", f"the same tensor as {kept}")
-    name = architecture.name_of(info.name)
+    name = architecture.name_of(_as_embedding(info.name, network))
     if name is None or len(name.encode()) > LONGEST_NAME or len(info.shape) > 2:
         raise InvalidModel(
             f"llama.cpp knows no such tensor in models of type {architecture.name}",
@@ -153,6 +154,13 @@ def _item(
     action = "kept" if target == info.dtype else "cast"
     reason = ordered.removeprefix("; ") if action == "kept" else f"{info.dtype} to {target}{ordered}"
     return Item(info, action, reason, stored, dtype=target, heads=heads)
+
+
+def _as_embedding(name: str, network: Network) -> str:
+    """The embedding's name of a tensor that embedding and head share; its own of any other."""
+    shared = next((names for names in network.tied if name in names), ())
+    tables = [site.parameter for site in network.sites if site.role == "embedding"]
+    return next((table for table in tables if table in shared), name)
 
 
 def _copied(network: Network, info: TensorInfo) -> bool:
