@@ -189,11 +189,12 @@ LLAMA_CPP = Engine(
     ),
     dtypes=frozenset({"float16", "bfloat16", "float32"}),
     roles=frozenset({"linear", "embedding", "head"}),
-    # Tables are never left without a choice of eight bits, and are worth more bits than a block: see docs/decisions.
+    # Four to eight bits; each is priced by running the network, so there are few (docs/decisions/0012).
     tables=(*legacy("iq4_nl", "q5_1", "q8_0"), *k_types("q4_k", "q5_k", "q6_k")),
     notes=(
-        "weights are multiplied as they are stored; activations are rounded to 8 bits on the way, by the engine, which "
-        "the certificate does not cover: it is about the weights in the file",
+        "the certificate is about the weights in the file, computed with in float32; llama.cpp also rounds activations "
+        "to 8 bits before it multiplies, which cost a KL of .002 to .006 nats a token more on a model of 135M "
+        "parameters (benchmarks/results/llama_cpp.json), and keeps keys and values in float16 unless told otherwise",
         "the embedding table and the head are rounded to nearest, at a price that is measured, or stay as they are",
         "types with blocks of 256 need inputs that are a multiple of it; others get blocks of 32",
     ),

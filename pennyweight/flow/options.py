@@ -25,7 +25,7 @@ from pennyweight.plan import Option, Stage, Step
 from pennyweight.statistics import Statistics
 
 OUTER = -1  # where blocks are numbered: what lies outside of them
-EIGHT_BITS = "q8_0"
+EIGHT_BITS = "q8_0"  # of an embedding table, offered wherever it fits: wide blocks have at most six
 SAMPLE = 256  # rows of a site whose errors stand for all of them: predictions are off by more than that
 
 
