@@ -133,7 +133,8 @@ def _show_coverage(console: Console, found: Mapping[str, Any]) -> None:
     for reason, count in found["untouched"].items():
         console.print(f"  {count / total:6.1%}  untouched: {reason}")
     for name, row in found["engines"].items():
-        console.print(f"{name} takes {row['parameters'] / total:.1%} compressed; kept dense:")
+        rest = "; kept dense:" if row["kept"] else ""
+        console.print(f"{name} takes {row['parameters'] / total:.1%} compressed{rest}")
         for reason, count in sorted(row["kept"].items(), key=lambda pair: -pair[1]):
             console.print(f"  {count / total:6.1%}  {reason}")
 

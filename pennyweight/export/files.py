@@ -43,6 +43,10 @@ class Files(Protocol):
         """Bytes of tensor data that a site takes that is not compressed."""
         ...
 
+    def kept_as(self, network: Network, site: Site, dtype: str) -> str:
+        """What a site is stored as that is not compressed, for the ledger."""
+        ...
+
     def fixed_bytes(self, network: Network, decided: Collection[str], dtype: str) -> int:
         """Bytes of tensor data beside the sites of these parameters."""
         ...
@@ -85,6 +89,11 @@ class CompressedTensorsFiles:
         del network
         return Dense(dtype=dtype).stored_bits(site.shape) // 8
 
+    def kept_as(self, network: Network, site: Site, dtype: str) -> str:
+        """The model's type."""
+        del network, site
+        return f"dense {dtype}"
+
     def fixed_bytes(self, network: Network, decided: Collection[str], dtype: str) -> int:
         """All other tensors in the model's type, or their own where it is no wider."""
         others = (info for name, info in network.source.tensors.items() if name not in decided)
@@ -125,6 +134,10 @@ class GGUFFiles:
     def kept_bytes(self, network: Network, site: Site, dtype: str) -> int:
         """The bytes of a GGUF file as they are; otherwise its elements in the model's type."""
         return gguf_layout.kept_bytes(network, site, dtype)
+
+    def kept_as(self, network: Network, site: Site, dtype: str) -> str:
+        """The model's type, or that of the GGUF file it is copied from."""
+        return gguf_layout.kept_as(network, site, dtype)
 
     def fixed_bytes(self, network: Network, decided: Collection[str], dtype: str) -> int:
         """All other tensors, norms in float32, and what the configuration adds."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pennyweight import catalogue
 from pennyweight.errors import InvalidFormat, NotPositiveDefinite
+from pennyweight.export.engines import find
 from pennyweight.flow.collect import Collected
 from pennyweight.flow.journal import Journal
 from pennyweight.flow.progress import QUIET, Progress
@@ -84,7 +85,8 @@ class Applied:
                 rows.append(Row(**facts[site.name]))
             else:
                 reason = self.plan.kept.get(site.name, "the plan names no step for it")
-                rows.append(Row(site=site.name, intended="dense", actual=f"dense {self.plan.dtype}", reason=reason))
+                kept = find(self.plan.engine).files.kept_as(self.network, site, self.plan.dtype)
+                rows.append(Row(site=site.name, intended="dense", actual=kept, reason=reason))
         return rows
 
 

@@ -93,6 +93,9 @@ def test_what_is_not_compressed_of_a_gguf_file_is_copied(gguf_file: Path, gguf_t
     assert {source._parameter(tensor.name) for tensor in same} == kept
     assert "model.norm.weight" in kept
     assert any(rows[name]["reason"].endswith("byte for byte") for name in kept)
+    left = [row for row in record(gguf_to_gguf, "ledger.json") if row["intended"] == "dense"]
+    assert left
+    assert {row["actual"] for row in left} <= {"q4_1, as it was", "q8_0, as it was"}
     assert len(same) < len(before.tensors)
     for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.pre", "tokenizer.ggml.bos_token_id"):
         ours, theirs = (reader.fields[key].contents() for reader in (after, before))

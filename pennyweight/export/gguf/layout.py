@@ -72,6 +72,12 @@ def kept_bytes(network: Network, site: Site, dtype: str) -> int:
     return padded(Dense(dtype=dense_dtype(info, dtype)).stored_bits(site.shape) // 8)
 
 
+def kept_as(network: Network, site: Site, dtype: str) -> str:
+    """What such a site is stored as."""
+    info = network.source.tensors[network.stored_name(site.parameter)]
+    return f"{info.dtype}, as it was" if _copied(network, info) else f"dense {dense_dtype(info, dtype)}"
+
+
 def items_of(network: Network, formats: Mapping[str, Format], dtype: str) -> list[Item]:
     """Every tensor of the source: embedding, blocks, norm and head, then what else there is.
 
