@@ -34,7 +34,8 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 # Long: about two hours on two cores. The peers need environments of their own and two texts that are not in the project:
-# make bench TRAIN=train.txt TEST=test.txt, and GGML=libggml-base.so for what llama.cpp's own quantizer gives
+# make bench TRAIN=train.txt TEST=test.txt, GGML=libggml-base.so for what llama.cpp's own quantizer gives, and
+# LLAMA=venv/bin/python, an interpreter with llama-cpp-python, for its logits on what we write
 bench: $(STAMP)
 	$(BIN)/python benchmarks/linear.py
 	$(BIN)/python benchmarks/grid_error.py
@@ -58,6 +59,9 @@ ifneq ($(TRAIN),)
 	$(BIN)/python benchmarks/peers.py --work build/peers --calibration $(TRAIN) --test $(TEST) --peers llmcompressor,gptqmodel
 ifneq ($(GGML),)
 	$(BIN)/python benchmarks/gguf_types.py --library $(GGML) --model build/model --calibration $(TRAIN) --test $(TEST)
+endif
+ifneq ($(LLAMA),)
+	$(BIN)/python benchmarks/llama_cpp.py --model build/model --python $(LLAMA) --windows 2
 endif
 endif
 

@@ -12,7 +12,7 @@ import tomli_w
 
 from pennyweight import formats
 from pennyweight.errors import InvalidPlan
-from pennyweight.formats import Dense, Format, Grid, passing
+from pennyweight.formats import Dense, Format, passing
 from pennyweight.formats.passing import Passing
 
 
@@ -164,22 +164,6 @@ class Plan:
         """Format of every site that does not stay dense."""
         chosen = {name: step.stages[0].format for name, step in self.steps.items()}
         return {name: format for name, format in chosen.items() if not isinstance(format, Dense)}
-
-    def grids(self) -> dict[str, Grid]:
-        """Grid of every site that does not stay dense, for files that hold nothing else.
-
-        Raises:
-            InvalidPlan: a site gets another format.
-        """
-        found = {}
-        for name, format in self.formats().items():
-            if not isinstance(format, Grid):
-                raise InvalidPlan(
-                    f"{format.label()} cannot be written to these files", expected="grids, such as int4 g64 sym",
-                    mend="choose another step", site=name,
-                )  # fmt: skip
-            found[name] = format
-        return found
 
     def explain(self) -> str:
         """A table of how many sites get what."""

@@ -269,7 +269,9 @@ def _judging(verb: argparse.ArgumentParser) -> None:
 
 
 def _search(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--for", dest="engine", default="transformers", metavar="ENGINE", help="transformers or vllm")
+    verb.add_argument(
+        "--for", dest="engine", default="transformers", metavar="ENGINE", help="transformers, vllm or llama.cpp"
+    )
     verb.add_argument("--calibration", metavar="TEXT", help=TEXT)
     verb.add_argument("--length", type=at_least(2), default=256, help="tokens in a window (%(default)s)")
     verb.add_argument(

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from pennyweight.export.engines import ENGINES, Engine
 from pennyweight.flow.load import load
-from pennyweight.flow.options import menu
+from pennyweight.flow.make_plan import usual_dtype
 from pennyweight.flow.progress import Progress
 from pennyweight.network.finding.trace import symmetries_of
 from pennyweight.network.network import Network, Site
@@ -28,12 +28,14 @@ NUMBER = re.compile(r"(?<![^.\s])\d+(?![^.:\s])")  # a part of a dotted name
 def inspect(arguments: Namespace) -> int:
     """Show what a network is made of."""
     network = load(arguments.model, allow_network=arguments.allow_network)
+    refused = _refused(network)
     value: dict[str, Any] = {
         "model": str(network.source.path), "source": network.source.description, "bytes": network.source.stored_bytes,
         "fingerprint": network.source.fingerprint, "blocks": [block.name for block in network.blocks],
-        "sites": [_row(network, site) for site in network.sites], "tied": [list(names) for names in network.tied],
+        "sites": [_row(network, site, refused) for site in network.sites],
+        "tied": [list(names) for names in network.tied],
         "untouched": dict(network.untouched), "groups": [[site.name for site in group] for group in network.groups()],
-        "coverage": coverage(network),
+        "coverage": coverage(network, refused),
     }  # fmt: skip
     if arguments.symmetries:
         with Progress(show=not arguments.quiet).stage("trying changes of basis", 1):
@@ -53,11 +55,12 @@ def inspect(arguments: Namespace) -> int:
     return 0
 
 
-def coverage(network: Network) -> dict[str, Any]:
+def coverage(network: Network, refused: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Parameters in all: how many a site holds, by role, how many each engine could take, and why not the others.
 
     A tensor that two sites share counts once, for the first of them.
     """
+    refused = _refused(network) if refused is None else refused
     roles: dict[str, dict[str, int]] = {}
     engines: dict[str, dict[str, Any]] = {engine.name: {"parameters": 0, "kept": {}} for engine in ENGINES}
     seen: set[str] = set()
@@ -70,10 +73,10 @@ def coverage(network: Network) -> dict[str, Any]:
         row["parameters"] += elements
         for engine in ENGINES:
             here = engines[engine.name]
-            if _takes(engine, site, network):
+            if _takes(engine, site, network, refused):
                 here["parameters"] += elements
             elif elements:
-                why = _why_not(engine, site, network)
+                why = refused.get(engine.name) or _why_not(engine, site, network)
                 here["kept"][why] = here["kept"].get(why, 0) + elements
     untouched: dict[str, int] = defaultdict(int)
     for name, reason in network.untouched.items():
@@ -130,7 +133,8 @@ def _show_coverage(console: Console, found: Mapping[str, Any]) -> None:
     for reason, count in found["untouched"].items():
         console.print(f"  {count / total:6.1%}  untouched: {reason}")
     for name, row in found["engines"].items():
-        console.print(f"{name} takes {row['parameters'] / total:.1%} compressed; kept dense:")
+        rest = "; kept dense:" if row["kept"] else ""
+        console.print(f"{name} takes {row['parameters'] / total:.1%} compressed{rest}")
         for reason, count in sorted(row["kept"].items(), key=lambda pair: -pair[1]):
             console.print(f"  {count / total:6.1%}  {reason}")
 
@@ -166,27 +170,36 @@ def _pair(name: str) -> str:
     return f"{first} x {second.rpartition('.')[2]}" if cross and start == same else name
 
 
-def _row(network: Network, site: Site) -> dict[str, Any]:
+def _refused(network: Network) -> dict[str, str]:
+    """Engines that none of this network can be written for, and why."""
+    found = {engine.name: engine.refuses_all(network, usual_dtype(network)) for engine in ENGINES}
+    return {name: why for name, why in found.items() if why}
+
+
+def _row(network: Network, site: Site, refused: Mapping[str, str]) -> dict[str, Any]:
     info = network.source.tensors[network.stored_name(site.parameter)]
     return {
         "site": site.name, "role": site.role, "block": site.block, "shape": list(site.shape), "reads": site.reads,
         "layout": site.layout, "stored": info.dtype, "bytes": info.bytes,
-        "takes": {engine.name: _takes(engine, site, network) for engine in ENGINES},
+        "takes": {engine.name: _takes(engine, site, network, refused) for engine in ENGINES},
     }  # fmt: skip
 
 
 def _why_not(engine: Engine, site: Site, network: Network) -> str:
     """Why an engine takes no grid of a site; that it reads other widths too is no reason."""
-    grids = [grid for grid in menu([site.shape[1]], "float16") if grid.bits in engine.bits | engine.asymmetric_bits]
-    reasons = (engine.refuses(site, grid, network) for grid in grids)
-    return next((reason for reason in reasons if reason), f"no grid of {engine.name} fits its shape")
+    reasons = [engine.refuses(site, format, network) for format in engine.menu_of([site], "float16")]
+    return next((reason for reason in reasons if reason), f"no format of {engine.name} fits its shape")
 
 
-def _takes(engine: Engine, site: Site, network: Network) -> list[str]:
-    grids = menu([site.shape[1]], "float16")
-    return sorted({grid.label() for grid in grids if not engine.refuses(site, grid, network)})
+def _takes(engine: Engine, site: Site, network: Network, refused: Mapping[str, str]) -> list[str]:
+    if engine.name in refused:
+        return []
+    formats = engine.menu_of([site], "float16")
+    return sorted({format.label() for format in formats if not engine.refuses(site, format, network)})
 
 
 def _short(labels: Sequence[str]) -> str:
-    bits = sorted({label.split()[0].removeprefix("int") for label in labels})
-    return f"int {','.join(bits)}" if bits else "-"
+    words = sorted({label.split()[0] for label in labels})
+    if all(word.startswith("int") for word in words):
+        words = [f"int {','.join(word.removeprefix('int') for word in words)}"] if words else []
+    return ", ".join(words) or "-"

@@ -28,7 +28,7 @@ from pennyweight.flow.certifying.pair import Judging, certify_pair
 from pennyweight.flow.certifying.record import certificate_schema
 from pennyweight.flow.compress import compress as run_compress
 from pennyweight.flow.load import load
-from pennyweight.flow.make_plan import check_dtype, usual_dtype
+from pennyweight.flow.make_plan import check_files, usual_dtype
 from pennyweight.flow.progress import Progress
 from pennyweight.flow.rewrite import check_rewrites
 from pennyweight.flow.rewrite import rewrite as run_rewrite
@@ -110,7 +110,7 @@ def plan(arguments: Namespace) -> int:
             mend="choose another -o", site=arguments.output,
         )  # fmt: skip
     network = load(arguments.model, allow_network=arguments.allow_network)
-    check_dtype(settings.dtype or usual_dtype(network), contract)
+    check_files(network, contract, settings.dtype or usual_dtype(network))
     words = texts(
         network, arguments.calibration, None, length=settings.length, count=settings.calibration_windows,
         selection=settings.selection_windows, seed=settings.seed,

@@ -5,15 +5,19 @@ from pennyweight.export.compressed_tensors import write
 from pennyweight.export.compressed_tensors_layout import dense_bytes, dense_dtype, stored_bytes
 from pennyweight.export.compressed_tensors_source import CompressedTensorsSource, is_compressed_tensors
 from pennyweight.export.engines import ENGINES, Engine, find, how_to_load
+from pennyweight.export.files import FILES, Files, files_of
 
 __all__ = [
     "ENGINES",
+    "FILES",
     "Accounting",
     "CompressedTensorsSource",
     "Engine",
+    "Files",
     "Row",
     "dense_bytes",
     "dense_dtype",
+    "files_of",
     "find",
     "how_to_load",
     "is_compressed_tensors",

@@ -40,17 +40,19 @@ class Accounting:
         expected: names of the source's tensors.
         written: bytes of tensor data found in the files afterwards.
         auxiliary: SHA-256 of every other file that was copied, by relative name.
+        added: one for every tensor of the files that no tensor of the source became, such as rotary factors.
     """
 
     rows: tuple[Row, ...]
     expected: tuple[str, ...]
     written: int
     auxiliary: Mapping[str, str] = field(default_factory=dict)
+    added: tuple[Row, ...] = ()
 
     @property
     def bytes_after(self) -> int:
         """Sum over the rows."""
-        return sum(row.bytes_after for row in self.rows)
+        return sum(row.bytes_after for row in (*self.rows, *self.added))
 
     def reconcile(self) -> None:
         """Check that every tensor of the source has exactly one row, and that the rows add up to what was written.
@@ -88,6 +90,7 @@ class Accounting:
             "expected": list(self.expected),
             "written": self.written,
             "auxiliary": dict(self.auxiliary),
+            "added": [asdict(row) for row in self.added],
         }
 
     @classmethod
@@ -98,4 +101,5 @@ class Accounting:
             expected=tuple(data["expected"]),
             written=data["written"],
             auxiliary=dict(data["auxiliary"]),
+            added=tuple(Row(**row) for row in data.get("added", ())),
         )

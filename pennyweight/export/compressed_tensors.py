@@ -25,7 +25,7 @@ from pennyweight.errors import InvalidFormat, InvalidOutput
 from pennyweight.export.accounting import Accounting, Row
 from pennyweight.export.compressed_tensors_layout import Item, check, items_of, shard_names, shards_of
 from pennyweight.export.safetensors_stream import ShardWriter, is_written, write_file
-from pennyweight.formats import Compressed, Dense, Grid
+from pennyweight.formats import Compressed, Dense, Format, Grid
 from pennyweight.network.network import Network, Site
 from pennyweight.network.sources.source import INDEX
 from pennyweight.numerics.hashing import of_bytes
@@ -38,7 +38,7 @@ SHARD_BYTES = 2_000_000_000
 
 def write(
     network: Network,
-    formats: Mapping[str, Grid],
+    formats: Mapping[str, Format],
     compressed: Callable[[Site], Compressed],
     out: Path,
     *,

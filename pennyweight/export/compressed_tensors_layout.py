@@ -44,10 +44,8 @@ def stored_bytes(shape: tuple[int, int], format: Format, dtype: str) -> int:
     """
     if isinstance(format, Dense):
         return format.stored_bits(shape) // 8
-    if not isinstance(format, Grid):
-        raise InvalidFormat(f"{format.label()} in compressed-tensors files", expected="an integer grid")
-    _check_grid("weight", shape, format, dtype)
-    return sum(entry.bytes for entry in _grid_entries("weight", shape, format))
+    grid = _checked_grid("weight", shape, format, dtype)
+    return sum(entry.bytes for entry in _grid_entries("weight", shape, grid))
 
 
 def dense_dtype(info: TensorInfo, dtype: str) -> str:
@@ -63,7 +61,7 @@ def dense_bytes(info: TensorInfo, dtype: str) -> int:
     return Entry(info.name, dense_dtype(info, dtype), info.shape).bytes
 
 
-def check(network: Network, formats: Mapping[str, Grid], dtype: str) -> None:
+def check(network: Network, formats: Mapping[str, Format], dtype: str) -> None:
     """Refuse formats that this file format cannot hold.
 
     Raises:
@@ -71,7 +69,7 @@ def check(network: Network, formats: Mapping[str, Grid], dtype: str) -> None:
     """
     Dense(dtype=dtype)
     sites = network.by_name
-    for name, grid in formats.items():
+    for name, format in formats.items():
         if name not in sites:
             raise InvalidFormat("there is no such site", expected=f"one of {len(sites)} sites", site=name)
         site = sites[name]
@@ -84,10 +82,15 @@ def check(network: Network, formats: Mapping[str, Grid], dtype: str) -> None:
                 mend="keep it dense",
                 site=name,
             )
-        _check_grid(name, site.shape, grid, dtype)
+        _checked_grid(name, site.shape, format, dtype)
 
 
-def _check_grid(name: str, shape: tuple[int, int], grid: Grid, dtype: str) -> None:
+def _checked_grid(name: str, shape: tuple[int, int], grid: Format, dtype: str) -> Grid:
+    if not isinstance(grid, Grid):
+        raise InvalidFormat(
+            f"{grid.label()} cannot be written to compressed-tensors files", expected="grids, such as int4 g64 sym",
+            mend="choose another step, or another engine", site=name,
+        )  # fmt: skip
     if grid.scale_dtype != dtype:
         raise InvalidFormat(
             f"scales in {grid.scale_dtype} in a model in {dtype}",
@@ -100,24 +103,25 @@ def _check_grid(name: str, shape: tuple[int, int], grid: Grid, dtype: str) -> No
     except InvalidFormat as error:
         error.site = name
         raise
+    return grid
 
 
-def items_of(network: Network, formats: Mapping[str, Grid], dtype: str) -> list[Item]:
+def items_of(network: Network, formats: Mapping[str, Format], dtype: str) -> list[Item]:
     """Every tensor of the source: embedding, blocks, norm and head, then what the network does not know."""
     source = network.source
     sites = {site.parameter: site for site in network.sites}
     first = [n for n in network.outer if n in sites and sites[n].role == "embedding"]
     inside = [name for block in network.blocks for name in block.parameters]
     order = dict.fromkeys(network.stored_name(name) for name in [*first, *inside, *network.outer])
-    copies = {name: _tied_to(name, network) for name in source.tensors}
+    copies = {name: tied_to(name, network) for name in source.tensors}
     items = []
     for name in [*order, *(name for name in source.tensors if name not in order)]:
         info, site = source.tensors[name], sites.get(name)
         if (kept := copies[name]) is not None:
-            _check_equal(name, kept, network)
+            check_equal(name, kept, network)
             items.append(Item(info, "dropped", f"the same tensor as {kept}", ()))
         elif site is not None and site.name in formats:
-            grid = formats[site.name]
+            grid = _checked_grid(site.name, site.shape, formats[site.name], dtype)
             items.append(Item(info, "transformed", grid.label(), _grid_entries(name, site.shape, grid), site, grid))
         else:
             stored = dense_dtype(info, dtype)
@@ -126,7 +130,7 @@ def items_of(network: Network, formats: Mapping[str, Grid], dtype: str) -> list[
     return items
 
 
-def _tied_to(name: str, network: Network) -> str | None:
+def tied_to(name: str, network: Network) -> str | None:
     """Find the stored tensor that this one merely repeats, if any."""
     for names in network.tied:
         if name in names:
@@ -135,7 +139,12 @@ def _tied_to(name: str, network: Network) -> str | None:
     return None
 
 
-def _check_equal(name: str, kept: str, network: Network) -> None:
+def check_equal(name: str, kept: str, network: Network) -> None:
+    """Refuse two tensors that differ although they should be one.
+
+    Raises:
+        InvalidModel: names the first of them.
+    """
     if not torch.equal(network.source.read(name), network.source.read(kept)):
         raise InvalidModel(
             f"differs from {kept}, although config.json says they are one tensor",

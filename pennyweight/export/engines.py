@@ -2,19 +2,24 @@
 
 Sources of the rows: transformers 5.23.0 with compressed-tensors 0.20.0 was run on what we write, tensor by tensor and
 logit by logit (`tests/unit/test_compressed_tensors.py`). vLLM 0.33.0 was not run: its row is read from its sources, and
-where they leave doubt the row is the stricter reading.
+where they leave doubt the row is the stricter reading. llama.cpp, as llama-cpp-python 0.3.36 carries it, was run on
+what we write, logit by logit (`benchmarks/llama_cpp.py`).
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pennyweight.errors import UnknownName
-from pennyweight.formats import Dense, Format, Grid
+from pennyweight.errors import PennyweightError, UnknownName
+from pennyweight.export.contracts import BlockTypes, Contract, Grids, k_types, legacy
+from pennyweight.export.files import Files, files_of
+from pennyweight.formats import Dense, Format, KQuant, Legacy, TernaryBlocks
 from pennyweight.network.network import Network, Site
+
+OUTSIDE = ("embedding", "head")  # roles of what lies outside the blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +28,14 @@ class Engine:
 
     Args:
         name: as the user says it.
-        file_format: what we write for it.
+        file_format: what we write for it; `files` has what writes it and reads it back.
         checked_with: versions the row holds for, by package.
         evidence: how we know: `loaded` (it ran on our files) or `read` (from its sources).
-        bits: code widths with a fixed zero point.
-        asymmetric_bits: code widths with stored zero points; empty when it loads none.
-        group_sizes: inputs that may share a scale; None for any number that divides the inputs.
+        reads: formats it loads, and those on the menu of a plan.
         dtypes: of scales and of tensors that stay dense.
         roles: kinds of sites that may be quantized.
+        tables: formats offered for an embedding table, and for a head or both where they are one tensor; empty where
+            what lies outside the blocks stays dense.
         least_outputs: smallest `out` of a quantized weight.
         least_inputs: smallest `in`.
         fused_groups: sites that read one edge (q, k, v; gate, up) must get one format, because the engine joins them.
@@ -42,11 +47,10 @@ class Engine:
     file_format: str
     checked_with: Mapping[str, str]
     evidence: str
-    bits: frozenset[int]
-    asymmetric_bits: frozenset[int]
-    group_sizes: frozenset[int] | None
+    reads: Contract
     dtypes: frozenset[str]
     roles: frozenset[str]
+    tables: tuple[Format, ...] = ()
     least_outputs: int = 1
     least_inputs: int = 1
     fused_groups: bool = False
@@ -58,6 +62,29 @@ class Engine:
         """Such as `vllm 0.33.0`."""
         return ", ".join(f"{package} {version}" for package, version in self.checked_with.items())
 
+    @property
+    def files(self) -> Files:
+        """What is written for it."""
+        return files_of(self.file_format)
+
+    def menu(self, columns: Sequence[int], dtype: str) -> tuple[Format, ...]:
+        """Formats worth choosing from that fit all of the given input sizes."""
+        return self.reads.menu(columns, dtype)
+
+    def menu_of(self, sites: Sequence[Site], dtype: str) -> tuple[Format, ...]:
+        """Formats worth choosing from for sites that get one decision."""
+        if self.tables and any(site.role in OUTSIDE for site in sites):
+            return self.tables
+        return self.menu([site.shape[1] for site in sites], dtype)
+
+    def refuses_all(self, network: Network, dtype: str) -> str | None:
+        """Why nothing of a network can be written for the engine, in plain words; None when something can."""
+        try:
+            self.files.check(network, {}, dtype)
+        except PennyweightError as error:
+            return f"{error.happened} (for {self.name}: {error.expected})"
+        return None
+
     def refuses(self, site: Site, format: Format, network: Network) -> str | None:
         """Why the engine cannot load this site in this format, in plain words; None when it can.
 
@@ -65,29 +92,16 @@ class Engine:
         """
         if isinstance(format, Dense):
             return None if format.dtype in self.dtypes else f"{self.name} takes no tensors in {format.dtype}"
-        if not isinstance(format, Grid) or not format.rows_stand_alone:
-            return f"{self.name} reads integers with scales a row or a group, not {format.label()}"
         kind = {"embedding": "a quantized embedding table", "head": "a quantized output head"}
         if site.role not in self.roles:
             return f"{self.name} cannot load {kind.get(site.role, f'a quantized {site.role}')}"
         stored = network.stored_name(site.parameter)
-        if any(stored in names for names in network.tied):
+        if "embedding" not in self.roles and any(stored in names for names in network.tied):
             return f"it shares its tensor with the embedding table, which {self.name} needs dense"
-        widths, words = (self.bits, "") if format.symmetric else (self.asymmetric_bits, " with zero points")
-        if not widths:
-            return f"{self.name} cannot load stored zero points"
-        if format.bits not in widths:
-            return f"{self.name} reads codes of {_listed(widths)} bits{words}, not {format.bits}"
         outputs, inputs = site.shape
-        if format.group_size is not None and inputs % format.group_size:
-            return f"{inputs} inputs do not split into groups of {format.group_size}"
-        if format.group_size is not None and self.group_sizes is not None and format.group_size not in self.group_sizes:
-            return f"{self.name} reads groups of {_listed(self.group_sizes)} or whole rows, not {format.group_size}"
         if outputs < self.least_outputs or inputs < self.least_inputs:
             return f"{self.name} needs at least {self.least_outputs} outputs and {self.least_inputs} inputs"
-        if format.scale_dtype not in self.dtypes:
-            return f"{self.name} takes no scales in {format.scale_dtype}"
-        return None
+        return self.reads.refuses(self.name, format, site.shape, self.dtypes)
 
 
 def how_to_load(engine: Engine, path: str | Path) -> str:
@@ -110,21 +124,14 @@ def find(name: str) -> Engine:
     )
 
 
-def _listed(numbers: frozenset[int]) -> str:
-    *most, last = map(str, sorted(numbers))
-    return f"{', '.join(most)} or {last}" if most else last
-
-
 TRANSFORMERS = Engine(
     name="transformers",
     file_format="compressed-tensors",
     checked_with={"transformers": "5.23.0", "compressed-tensors": "0.20.0"},
     evidence="loaded",
-    bits=frozenset(range(2, 9)),
     # Its usual way makes room for zero points as if they were not packed, and then refuses the file. Only
     # dequantize=True reads them, and only where all sites share one grid, which no mixture does.
-    asymmetric_bits=frozenset(),
-    group_sizes=None,
+    reads=Grids(bits=frozenset(range(2, 9)), asymmetric_bits=frozenset(), group_sizes=None),
     dtypes=frozenset({"float16", "bfloat16", "float32"}),
     # Its weight initialisation looks for `weight` in every Embedding, and a packed one has none.
     roles=frozenset({"linear", "head"}),
@@ -148,9 +155,7 @@ VLLM = Engine(
     file_format="compressed-tensors",
     checked_with={"vllm": "0.33.0"},
     evidence="read",
-    bits=frozenset({4, 8}),
-    asymmetric_bits=frozenset({4, 8}),
-    group_sizes=frozenset({32, 64, 128}),
+    reads=Grids(bits=frozenset({4, 8}), asymmetric_bits=frozenset({4, 8}), group_sizes=frozenset({32, 64, 128})),
     dtypes=frozenset({"float16", "bfloat16"}),
     roles=frozenset({"linear"}),
     # Marlin works on tiles of 64 outputs by 128 inputs. We ask for one whole tile, and that groups divide the inputs;
@@ -169,4 +174,36 @@ vllm serve "{path}"
 """,
 )
 
-ENGINES = (TRANSFORMERS, VLLM)
+LLAMA_CPP = Engine(
+    name="llama.cpp",
+    file_format="gguf",
+    checked_with={"llama-cpp-python": "0.3.36"},
+    evidence="loaded",
+    reads=BlockTypes(
+        loads=(*legacy(*Legacy.types()), *k_types(*KQuant.types()), *map(TernaryBlocks.of, TernaryBlocks.types())),
+        offered=(
+            *legacy("q4_0", "iq4_nl", "q4_1", "q5_0", "q5_1", "q8_0"),
+            *k_types("q2_k", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k"),
+        ),
+        narrow_too=legacy("q8_0"),
+    ),
+    dtypes=frozenset({"float16", "bfloat16", "float32"}),
+    roles=frozenset({"linear", "embedding", "head"}),
+    # Four to eight bits; each is priced by running the network, so there are few (docs/decisions/0012).
+    tables=(*legacy("iq4_nl", "q5_1", "q8_0"), *k_types("q4_k", "q5_k", "q6_k")),
+    notes=(
+        "the certificate is about the weights in the file, computed with in float32; llama.cpp also rounds activations "
+        "to 8 bits before it multiplies, which cost a KL of .002 to .006 nats a token more on a model of 135M "
+        "parameters (benchmarks/results/llama_cpp.json), and keeps keys and values in float16 unless told otherwise",
+        "the embedding table and the head are rounded to nearest, at a price that is measured, or stay as they are",
+        "types with blocks of 256 need inputs that are a multiple of it; others get blocks of 32",
+    ),
+    snippet="""\
+# https://github.com/ggml-org/llama.cpp
+llama-cli -m "{path}/model.gguf" -p "Once upon a time"
+# or in Python: pip install llama-cpp-python
+# llama_cpp.Llama("{path}/model.gguf")("Once upon a time")
+""",
+)
+
+ENGINES = (TRANSFORMERS, VLLM, LLAMA_CPP)

@@ -12,7 +12,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,9 +72,18 @@ def is_written(path: Path, entries: Sequence[Entry]) -> bool:
     Raises:
         InvalidOutput: a file of this name is there that is not ours.
     """
+    header, _, size = layout(entries)
+    return is_whole(path, header, size)
+
+
+def is_whole(path: Path, header: bytes, size: int) -> bool:
+    """Whether a file of this size that begins with these bytes is there.
+
+    Raises:
+        InvalidOutput: a file of this name is there that is not ours.
+    """
     if not path.exists():
         return False
-    header, _, size = layout(entries)
     with path.open("rb") as file:
         found = file.read(len(header))
     if found != header or path.stat().st_size != size:
@@ -87,24 +96,25 @@ def is_written(path: Path, entries: Sequence[Entry]) -> bool:
     return True
 
 
-class ShardWriter:
-    """Writes one file under a temporary name; it gets its own name once every tensor is in it.
+class WholeFile:
+    """A file whose first bytes and layout are known: it gets its own name once every tensor is in it.
 
     Args:
         path: of the finished file.
-        entries: every tensor it will hold.
+        header: its first bytes.
+        offsets: where in it each tensor begins; what lies between tensors is zero.
+        size: of the finished file.
 
     Raises:
         DiskFull: it does not fit; nothing is left behind.
         InvalidOutput: the directory cannot be written to.
     """
 
-    def __init__(self, path: Path, entries: Sequence[Entry]) -> None:
+    def __init__(self, path: Path, header: bytes, offsets: Mapping[str, int], size: int) -> None:
         self.path = path
-        self._entries = {entry.name: entry for entry in entries}
-        self._header, self._offsets, self._size = layout(entries)
+        self._header, self._offsets, self._size = header, offsets, size
         self._temporary = path.with_name(f".{path.name}.part")
-        self._missing = set(self._entries)
+        self._missing = set(offsets)
         self._file: BinaryIO
 
     def __enter__(self) -> Self:
@@ -117,17 +127,10 @@ class ShardWriter:
             raise
         return self
 
-    def put(self, name: str, tensor: Tensor) -> None:
+    def put_bytes(self, name: str, data: bytes | memoryview) -> None:
         """Write one tensor in its place."""
-        entry = self._entries[name]
-        found = (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
-        assert found == (entry.dtype, entry.shape), f"{name} is {found}, announced as {entry.dtype} {entry.shape}"
         self._missing.remove(name)
-        flat = tensor.detach().cpu().contiguous().flatten()
-        if flat.numel() == 1:  # may keep the stride of the view it came from, which bytes cannot be read through
-            flat = flat.clone(memory_format=torch.contiguous_format)
-        raw = flat.view(torch.uint8)
-        self._put(self._offsets[name], raw.numpy().data)
+        self._put(self._offsets[name], data)
 
     def _put(self, offset: int, data: bytes | memoryview) -> None:
         with writing(self.path, self._size):
@@ -144,6 +147,7 @@ class ShardWriter:
         assert not self._missing, f"never written: {sorted(self._missing)[:3]}"
         with writing(self.path, self._size):
             try:
+                self._file.truncate(self._size)  # what fills the last tensor up is zero too
                 self._file.flush()
                 os.fsync(self._file.fileno())  # some file systems only say now that the disk is full
                 self._file.close()
@@ -156,6 +160,38 @@ class ShardWriter:
         with suppress(OSError):
             self._file.close()
         self._temporary.unlink(missing_ok=True)
+
+
+class ShardWriter(WholeFile):
+    """Writes one safetensors file.
+
+    Args:
+        path: of the finished file.
+        entries: every tensor it will hold.
+
+    Raises:
+        DiskFull: it does not fit; nothing is left behind.
+        InvalidOutput: the directory cannot be written to.
+    """
+
+    def __init__(self, path: Path, entries: Sequence[Entry]) -> None:
+        super().__init__(path, *layout(entries))
+        self._entries = {entry.name: entry for entry in entries}
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Write one tensor in its place."""
+        entry = self._entries[name]
+        found = (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+        assert found == (entry.dtype, entry.shape), f"{name} is {found}, announced as {entry.dtype} {entry.shape}"
+        self.put_bytes(name, bytes_of(tensor))
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, row by row."""
+    flat = tensor.detach().cpu().contiguous().flatten()
+    if flat.numel() == 1:  # may keep the stride of the view it came from, which bytes cannot be read through
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8).numpy().data
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pennyweight import catalogue
 from pennyweight.errors import InvalidFormat, NotPositiveDefinite
+from pennyweight.export.engines import find
 from pennyweight.flow.collect import Collected
 from pennyweight.flow.journal import Journal
 from pennyweight.flow.progress import QUIET, Progress
@@ -84,7 +85,8 @@ class Applied:
                 rows.append(Row(**facts[site.name]))
             else:
                 reason = self.plan.kept.get(site.name, "the plan names no step for it")
-                rows.append(Row(site=site.name, intended="dense", actual=f"dense {self.plan.dtype}", reason=reason))
+                kept = find(self.plan.engine).files.kept_as(self.network, site, self.plan.dtype)
+                rows.append(Row(site=site.name, intended="dense", actual=kept, reason=reason))
         return rows
 
 
@@ -108,11 +110,13 @@ def apply(
             _apply_block(index, plan, network, collected, journal, keys)
             release()
             advance()
+        _apply_block(None, plan, network, collected, journal, keys)
+        release()
     return Applied(journal, network, plan, keys)
 
 
 def _apply_block(
-    index: int,
+    index: int | None,
     plan: Plan,
     network: Network,
     collected: Collected,
@@ -125,14 +129,27 @@ def _apply_block(
             if members[0].block != index:
                 continue
             key, statistics = compress_group(index, members, step, network, collected, journal, plan.seed, statistics)
-            start, rows_there = 0, sum(site.shape[0] for site in members)
-            for site in members:
-                keys[site.name] = (key, start, start + site.shape[0], rows_there)
-                start += site.shape[0]
+            places, rows_there = rows_of(members, network)
+            for site, (start, stop) in zip(members, places, strict=True):
+                keys[site.name] = (key, start, stop, rows_there)
+
+
+def rows_of(members: list[Site], network: Network) -> tuple[list[tuple[int, int]], int]:
+    """First and last row of every member in what was made of them, and how many rows are there."""
+    own, first = _distinct(members, network)
+    starts = [sum(site.shape[0] for site in own[:i]) for i in range(len(own) + 1)]
+    return [(starts[at], starts[at + 1]) for at in first], starts[-1]
+
+
+def _distinct(members: list[Site], network: Network) -> tuple[list[Site], list[int]]:
+    """Sites with a tensor of their own, and for each member which of them it shares its tensor with."""
+    stored = [network.stored_name(site.parameter) for site in members]
+    names = list(dict.fromkeys(stored))
+    return [members[stored.index(name)] for name in names], [names.index(name) for name in stored]
 
 
 def compress_group(
-    index: int,
+    index: int | None,
     members: list[Site],
     step: Step,
     network: Network,
@@ -141,10 +158,10 @@ def compress_group(
     seed: int,
     statistics: dict[str, Statistics] | None,
 ) -> tuple[str, dict[str, Statistics] | None]:
-    """Carry one step out on sites of a block that are swept together, unless the journal has it.
+    """Carry one step out on sites that are swept together, unless the journal has it.
 
     Args:
-        index: of the block.
+        index: of their block; None outside of all, where there are no statistics.
         members: of one group, with this step in common.
         step: of one stage.
         network: the reference.
@@ -156,10 +173,14 @@ def compress_group(
     Returns:
         The piece's key, and the statistics if they are loaded by now: they are only if something was missing.
     """
-    key = f"sites/{index:04d}-{of_value([[site.name for site in members], step.label(), seed])[:16]}.safetensors"
+    place = "outer" if index is None else f"{index:04d}"
+    key = f"sites/{place}-{of_value([[site.name for site in members], step.label(), seed])[:16]}.safetensors"
     if collected is not None and not journal.has(key):
-        statistics = statistics or collected.block(index)
-        tensors, rows = _compress(members, step, network, statistics, seed)
+        if statistics is None:
+            statistics = {} if index is None else collected.block(index)
+        own, first = _distinct(members, network)
+        tensors, rows = _compress(own, step, network, statistics, seed)
+        rows += [replace(rows[first[i]], site=site.name) for i, site in enumerate(members) if site not in own]
         journal.save_tensors(key, tensors, {row.site: asdict(row) for row in rows})
     return key, statistics
 
@@ -182,9 +203,11 @@ def _compress(
     members: list[Site], step: Step, network: Network, statistics: Mapping[str, Statistics], seed: int
 ) -> tuple[dict[str, Tensor], list[Row]]:
     weight = _stacked(members, network)
-    seen = statistics[members[0].reads]
+    seen = statistics.get(members[0].reads)
     result, actual, reason = carry_out(step, weight, seen, seed, members[0].name)
-    gram = seen.require_gram()
+    gram = None if seen is None else seen.require_gram()
+    if members[0].block is None:
+        reason = reason or "what it costs was measured when the plan was made; the error is of its own numbers"
     rows, start = [], 0
     for site in members:
         stop = start + site.shape[0]
@@ -246,8 +269,8 @@ def _stacked(members: list[Site], network: Network) -> Tensor:
     return stacked
 
 
-def squares(result: Compressed, weight: Tensor, gram: Tensor, start: int, stop: int) -> tuple[float, float]:
-    """Mean squared change and mean square of some outputs, a few rows at a time."""
+def squares(result: Compressed, weight: Tensor, gram: Tensor | None, start: int, stop: int) -> tuple[float, float]:
+    """Mean squared change and mean square of some outputs, a few rows at a time; without gram, of the weights."""
     changed = whole = 0.0
     alone = all(part.format.rows_stand_alone for part in result.parts)
     all_of_it = None if alone else result.dequantize()  # rows that share parameters cannot be cut out
@@ -256,6 +279,10 @@ def squares(result: Compressed, weight: Tensor, gram: Tensor, start: int, stop: 
         before = weight[first:last]
         after = result.rows(first, last).dequantize() if all_of_it is None else all_of_it[first:last]
         change = after - before
-        changed += float(linear(change, gram).mul_(change).double().sum())
-        whole += float(linear(before, gram).mul_(before).double().sum())
+        changed += _square(change, gram)
+        whole += _square(before, gram)
     return changed, whole
+
+
+def _square(rows: Tensor, gram: Tensor | None) -> float:
+    return float((rows.square() if gram is None else linear(rows, gram).mul_(rows)).double().sum())

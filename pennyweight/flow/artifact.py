@@ -1,6 +1,6 @@
 """What a run leaves: the files an engine loads, and beside them what is claimed of them, sealed by hashes.
 
-small/config.json, model*.safetensors, tokenizer …      what the engine loads
+small/config.json, model*.safetensors, tokenizer …      what the engine loads; or model.gguf alone
 small/pennyweight/certificate.json                      the claim
 small/pennyweight/evidence.json                         the scores it rests on
 small/pennyweight/plan.toml, ledger.json, accounting.json, ladder.json
@@ -22,6 +22,7 @@ from pennyweight.numerics.hashing import canonical, of_bytes, of_file, of_value
 
 FOLDER = "pennyweight"
 SEAL = f"{FOLDER}/seal.json"
+WEIGHTS = (".safetensors", ".gguf")
 UNSEALED = (f"{FOLDER}/timing.json", "report.html")
 
 
@@ -38,7 +39,7 @@ def model_hash(directory: Path) -> str:
 
 def weights_hash(directory: Path) -> str:
     """Hash of the weights alone: what the order of certification depends on, whatever files lie beside them."""
-    return of_value({n: of_file(p) for n, p in files(directory).items() if n.endswith(".safetensors")})
+    return of_value({n: of_file(p) for n, p in files(directory).items() if n.endswith(WEIGHTS)})
 
 
 def write_record(directory: Path, name: str, value: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 from pennyweight.budget import Measurement
 from pennyweight.corpus import Windows
 from pennyweight.errors import VerificationFailed
-from pennyweight.export import CompressedTensorsSource, write
+from pennyweight.export.engines import find
 from pennyweight.flow import artifact
 from pennyweight.flow.apply import Applied, apply
 from pennyweight.flow.certifying import evidence
@@ -38,7 +38,7 @@ class Candidate:
         directory: files an engine loads.
         network: read from those files.
         hash: of those files.
-        weights: hash of the safetensors files among them.
+        weights: hash of the files among them that hold weights.
         size: of those files, bytes.
         selection: scores on the selection split, by metric.
     """
@@ -101,8 +101,8 @@ def build(
             applied = recover(applied, collected, calibration, progress=progress)
         with progress.stage("writing", len(network.source.tensors)) as advance:
             directory.mkdir(parents=True, exist_ok=True)
-            accounting = write(
-                network, plan.grids(), applied.compressed, directory, dtype=plan.dtype,
+            accounting = find(plan.engine).files.write(
+                network, plan.formats(), applied.compressed, directory, dtype=plan.dtype,
                 on_tensor=lambda _name, _bytes: advance(1),
             )  # fmt: skip
             accounting.reconcile()
@@ -130,17 +130,23 @@ def facts_of(candidate: Candidate, journal: Journal) -> Any:
 
 
 def _read_back(directory: Path, applied: Applied, network: Network) -> None:
-    """Compare codes, scales and zero points in the files with those computed, bit for bit, by our own reader."""
+    """Compare codes and scales in the files with those computed, bit for bit, and the weights that follow from them.
+
+    Both are read back by a reader that shares no code with the writer; for GGUF the weights are another package's.
+    """
     if not applied.keys:
         return
-    source = CompressedTensorsSource(directory)
+    part_of, written = find(applied.plan.engine).files.parts(directory), load(directory)
     for site in network.sites:
         if site.name not in applied.keys:
             continue
-        meant, found = applied.compressed(site).parts[0], source.read_part(site.parameter)
+        compressed = applied.compressed(site)
+        name = written.stored_name(site.parameter)
+        meant, found = compressed.parts[0], part_of(name)
         same = meant.tensors.keys() == found.tensors.keys() and all(
             torch.equal(tensor, found.tensors[name]) for name, tensor in meant.tensors.items()
         )
+        same = same and torch.equal(written.source.read(name), compressed.dequantize())
         if not same or meant.format != found.format:
             raise VerificationFailed(
                 "the written file does not hold what was computed",

@@ -27,6 +27,7 @@ from pennyweight.numerics.random import stream
 from pennyweight.statistics import Statistics
 
 BATCH_TOKENS = 1024  # activations of a block at once: large enough for the matrix products, small enough for memory
+IDS = "statistics/ids.safetensors"  # windows of the backward pass: what else must be measured is measured on them
 HEAD_ROWS = 32  # positions whose logits are in memory at once
 
 
@@ -43,6 +44,10 @@ class Collected:
     journal: Journal
     network: Network
     fingerprint: str
+
+    def ids(self) -> Tensor:
+        """The first windows they rest on, token ids `[n, length]`."""
+        return self.journal.load_tensors(IDS)["ids"]
 
     def block(self, index: int) -> dict[str, Statistics]:
         """Statistics of all edges that sites of one block read or write."""
@@ -85,6 +90,8 @@ def collect(
         progress: told about every block.
     """
     runner = Stream(network)
+    if not journal.has(IDS):
+        journal.save_tensors(IDS, {"ids": windows.ids[: max(1, fisher_windows)].contiguous()})
     _forward(runner, windows, journal, min(fisher_windows, len(windows.ids)) if "fisher" in needs else 0, progress)
     if "fisher" in needs:
         _backward(runner, windows, journal, min(fisher_windows, len(windows.ids)), seed, progress)

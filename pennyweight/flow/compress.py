@@ -23,7 +23,7 @@ from pennyweight.flow.delivery import Outcome, check_free, check_size, deliver, 
 from pennyweight.flow.job import Job, planner_of
 from pennyweight.flow.journal import open_run
 from pennyweight.flow.load import check_weights, load
-from pennyweight.flow.make_plan import check_dtype, check_model, check_plan, usual_dtype
+from pennyweight.flow.make_plan import check_files, check_model, check_plan, usual_dtype
 from pennyweight.flow.options import outline, predictor
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.recover import check_recovery
@@ -86,13 +86,13 @@ def compress(
     if plan is not None:
         settings = _settings_of(plan, settings)
     check_rewrites(settings.rewrites, calibrated=True)
-    check_recovery(settings.recovery, reference, {})
+    check_recovery(settings.recovery, reference, {kind.name: kind.examples()[0] for kind in engine.reads.kinds})
     if plan is not None:
         check_model(plan, reference.source.fingerprint)
     else:
         assert settings.dtype is not None
-        check_dtype(settings.dtype, engine)
-        predictor(settings.method)  # refused here, not after the statistics
+        check_files(reference, engine, settings.dtype)
+        predictor(settings.method, engine.reads.kinds)  # refused here, not after the statistics
     if not settings.rewrites:
         _check_possible(plan, limit, reference, reference, settings)
     words = texts(
@@ -158,11 +158,12 @@ def _check_possible(
     plan: Plan | None, limit: Budget | None, network: Network, reference: Network, settings: Settings
 ) -> None:
     """Refuse a plan that does not fit the network, and a size that no plan has: sizes are known beforehand."""
+    assert settings.dtype is not None
+    check_files(network, find(settings.engine), settings.dtype)
     if plan is not None:
         check_plan(plan, network, model=reference.source.fingerprint)
         check_recovery(plan.recovery, network, plan.formats())
     elif limit is not None or settings.latency is not None:
-        assert settings.dtype is not None
         table = outline(network, find(settings.engine), dtype=settings.dtype)
         planner = planner_of(network, settings, table, model=reference)
         planner.within(*([planner.limit(limit)] if limit is not None else []))

@@ -264,16 +264,13 @@ class Job:
 def planner_of(network: Network, settings: Settings, table: Table, *, model: Network) -> Planner:
     """What makes plans for a network, which may be a rewrite of the model handed in, from a table of predictions."""
     assert settings.dtype is not None
-    beside = sum(
-        len(content) if isinstance(content, bytes) else content.stat().st_size
-        for content in network.source.auxiliary().values()
-    )
+    engine = find(settings.engine)
     always: tuple[Limit, ...] = ()
     if settings.latency is not None:
         table, limit = timed(table, network, settings.latency, settings.speed)
         always = (limit,)
     return Planner(
-        network=network, table=table, engine=find(settings.engine), dtype=settings.dtype,
-        seed=settings.seed, allocation=settings.allocation, beside=beside, model=model.source.fingerprint,
-        rewrites=settings.rewrites, recovery=settings.recovery, always=always,
+        network=network, table=table, engine=engine, dtype=settings.dtype, seed=settings.seed,
+        allocation=settings.allocation, beside=engine.files.beside(network, settings.dtype),
+        model=model.source.fingerprint, rewrites=settings.rewrites, recovery=settings.recovery, always=always,
     )  # fmt: skip

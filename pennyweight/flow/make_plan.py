@@ -10,6 +10,7 @@ from pennyweight import catalogue
 from pennyweight.budget import Budget
 from pennyweight.errors import InfeasibleBudget, InvalidBudget, InvalidFormat, InvalidMethod, InvalidPlan, UnknownName
 from pennyweight.export.engines import Engine, find
+from pennyweight.export.files import HEADERS
 from pennyweight.flow.options import Table
 from pennyweight.formats import Dense, Grid
 from pennyweight.network.network import Network
@@ -17,7 +18,6 @@ from pennyweight.plan import Option, Plan, plan_of
 from pennyweight.problem import Limit, Problem
 
 REMAKE = "make a new plan with pennyweight plan MODEL"
-OVERHEAD = 65_536  # bytes of headers, config and index beside the tensors; the exact number is known once written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Planner:
         dtype: of scales and of everything dense.
         seed: recorded in the plan.
         allocation: the allocator's name.
-        beside: bytes of tokenizer and other files that are copied along.
+        beside: bytes of headers, tokenizer and other files beside the tensors, at most.
         model: fingerprint of the model that the user has, where the network is a rewrite of it.
         rewrites: that led from there to the network.
         recovery: what is trained afterwards.
@@ -44,7 +44,7 @@ class Planner:
     dtype: str
     seed: int = 0
     allocation: str = "integer_program"
-    beside: int = 0
+    beside: int = HEADERS
     model: str = ""
     rewrites: tuple[str, ...] = ()
     recovery: tuple[str, ...] = ()
@@ -118,14 +118,15 @@ class Planner:
             raise InfeasibleBudget(
                 f"no plan of this model for {self.engine.name} fits in {size / 1e6:.3f} MB",
                 expected=f"at least {total / 1e6:.1f} MB, of which {self.table.fixed_bytes / 1e6:.1f} MB are tensors "
-                f"that stay dense and {(self.beside + OVERHEAD) / 1e6:.1f} MB are tokenizer and headers",
+                f"that stay dense and {self.beside / 1e6:.1f} MB are tokenizer and headers",
                 mend=f"--fit {-(-total // 100_000) / 10:.1f}MB",
                 site="--fit",
             )
         return Limit("bytes", float(size - self._fixed))
 
     def _bits(self, bits: float) -> Limit:
-        weights = sum(self.network.by_name[name].elements for group in self.table.groups for name in group[0].sites)
+        sites = [self.network.by_name[name] for group in self.table.groups for name in group[0].sites]
+        weights = sum({self.network.stored_name(site.parameter): site.elements for site in sites}.values())
         least = 8 * sum(min(option.bytes for option in group) for group in self.table.groups) / max(weights, 1)
         if least > bits:
             raise InfeasibleBudget(
@@ -138,7 +139,7 @@ class Planner:
 
     @property
     def _fixed(self) -> int:
-        return self.table.fixed_bytes + self.beside + OVERHEAD
+        return self.table.fixed_bytes + self.beside
 
     def _check_any(self) -> None:
         if not self.table.groups:
@@ -161,6 +162,16 @@ def check_dtype(dtype: str, engine: Engine) -> None:
             f"{engine.name} takes no tensors in {dtype}", expected=f"one of {', '.join(sorted(engine.dtypes))}",
             mend=f"--dtype {min(engine.dtypes)}", site="--dtype",
         )  # fmt: skip
+
+
+def check_files(network: Network, engine: Engine, dtype: str) -> None:
+    """Refuse what cannot be written for an engine: a type it does not read, a network its files cannot hold.
+
+    Raises:
+        PennyweightError: InvalidFormat with the types it reads, or what its files say of the network.
+    """
+    check_dtype(dtype, engine)
+    engine.files.check(network, {}, dtype)
 
 
 def check_model(plan: Plan, fingerprint: str, *, site: str = "plan") -> None:
@@ -197,7 +208,7 @@ def check_plan(plan: Plan, network: Network, *, model: str | None = None, site: 
             mend="pennyweight compress --plan carries it out, rewrites included", site=site,
         )  # fmt: skip
     engine = find(plan.engine)
-    check_dtype(plan.dtype, engine)
+    check_files(network, engine, plan.dtype)
     sites = network.by_name
     for name, step in plan.steps.items():
         if name not in sites:
@@ -233,12 +244,22 @@ def check_plan(plan: Plan, network: Network, *, model: str | None = None, site: 
                 expected="a step that pennyweight inspect lists for this engine",
                 mend="choose another step, or remove this one to keep the site dense", site=name,
             )  # fmt: skip
-    if engine.fused_groups:
-        for group in network.groups():
+        needs = catalogue.find(step.stages[0].method, "quantization").needs
+        if sites[name].block is None and needs:
+            raise InvalidPlan(
+                f"{step.stages[0].method} needs the {', '.join(sorted(needs))} of what a site reads, which is "
+                "collected in blocks alone",
+                expected="such as round_to_nearest q8_0", mend="choose another step", site=name,
+            )  # fmt: skip
+    for group in network.groups():
+        shared = len({network.stored_name(site.parameter) for site in group}) < len(group)
+        if engine.fused_groups or shared:
             labels = {plan.steps[s.name].label() if s.name in plan.steps else "dense" for s in group}
             if len(labels) > 1:
                 raise InvalidPlan(
-                    f"{engine.name} fuses {', '.join(s.name for s in group)} and the plan gives them {sorted(labels)}",
+                    f"{engine.name} fuses {', '.join(s.name for s in group)} and the plan gives them {sorted(labels)}"
+                    if not shared
+                    else f"{', '.join(s.name for s in group)} are one tensor and the plan gives them {sorted(labels)}",
                     expected="one step for all of them", mend="give them the same step", site=group[0].name,
                 )  # fmt: skip
     return engine

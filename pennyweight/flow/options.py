@@ -10,12 +10,12 @@ import torch
 
 from pennyweight import catalogue
 from pennyweight.errors import InvalidMethod
-from pennyweight.export import dense_bytes, stored_bytes
-from pennyweight.export.engines import Engine
+from pennyweight.export.engines import OUTSIDE, Engine
 from pennyweight.flow.collect import Collected
 from pennyweight.flow.journal import Journal
-from pennyweight.flow.progress import QUIET, Progress
-from pennyweight.formats import Dense, Grid
+from pennyweight.flow.progress import QUIET, Advance, Progress
+from pennyweight.flow.tables import METHOD, prices
+from pennyweight.formats import Dense, Format, Grid
 from pennyweight.latency import Latency
 from pennyweight.methods.pricing import Change
 from pennyweight.methods.quantization import GPTQ
@@ -27,8 +27,8 @@ from pennyweight.plan import Option, Stage, Step
 from pennyweight.problem import Limit
 from pennyweight.statistics import Statistics
 
-BITS = (2, 3, 4, 5, 6, 8)
-GROUPS = (32, 64, 96, 128, 192)
+OUTER = -1  # where blocks are numbered: what lies outside of them
+EIGHT_BITS = "q8_0"  # of an embedding table, offered wherever it fits: wide blocks have at most six
 SAMPLE = 256  # rows of a site whose errors stand for all of them: predictions are off by more than that
 
 
@@ -45,28 +45,6 @@ class Table:
     groups: tuple[tuple[Option, ...], ...]
     kept: Mapping[str, str]
     fixed_bytes: int
-
-
-def menu(columns: Sequence[int], dtype: str, bits: Sequence[int] = BITS) -> tuple[Grid, ...]:
-    """Grids that divide all of the given input sizes, as coarse as their width allows.
-
-    Scales cost half a bit a weight in groups of 32 and an eighth in groups of 128. From 6 bits on another bit is
-    cheaper than small groups; at 8 bits one scale a row is enough. Groups of 96 and 192 are for widths that 128 does
-    not divide.
-    """
-    grids = []
-    for width in bits:
-        sizes: list[int | None] = [g for g in GROUPS if not any(count % g for count in columns)]
-        if all(count % 128 == 0 for count in columns):
-            sizes = [g for g in sizes if g not in (96, 192)]
-        if width >= 6 or not sizes:
-            sizes = [*sizes[-1:], None]
-        for size in sizes:
-            if width == 8 and size is not None and None in sizes:
-                continue
-            for symmetric in (True, False) if width < 6 else (True,):
-                grids.append(Grid(bits=width, group_size=size, symmetric=symmetric, scale_dtype=dtype))
-    return tuple(grids)
 
 
 def tabulate(
@@ -108,18 +86,24 @@ def tabulate(
                 release()
             rows += zip(decided.get(index, []), journal.load(key), strict=True)
             advance()
-    return _table(network, rows, kept, dtype)
+    key = f"options/{asked}-outer.json"
+    if OUTER in decided:
+        if not journal.has(key):
+            with progress.stage("pricing tables", len(decided[OUTER])) as advance:
+                journal.save(key, [_price(network, g, collected, engine, dtype, advance) for g in decided[OUTER]])
+        rows += zip(decided[OUTER], journal.load(key), strict=True)
+    return _table(network, rows, kept, engine, dtype)
 
 
 def outline(network: Network, engine: Engine, *, dtype: str) -> Table:
     """The table with every damage zero: all it takes to know which sizes are possible, before any work."""
     decided, kept = _decide(network, engine, dtype)
     rows = [
-        (group, [(f"any {grid.label()}", 0.0) for grid in _taken(group, engine, network, dtype)])
+        (group, [(f"any {format.label()}", 0.0) for format in _taken(group, engine, network, dtype)])
         for groups in decided.values()
         for group in groups
     ]
-    return _table(network, rows, kept, dtype)
+    return _table(network, rows, kept, engine, dtype)
 
 
 def timed(table: Table, network: Network, latency: Latency, speed: float) -> tuple[Table, Limit]:
@@ -151,38 +135,48 @@ def timed(table: Table, network: Network, latency: Latency, speed: float) -> tup
     return replace(table, groups=tuple(groups)), Limit("milliseconds", dense / speed)
 
 
-def predictor(method: str) -> Any:
+def predictor(method: str, kinds: Sequence[type[Format]] = (Grid,)) -> Any:
     """The quantizer whose predictions plans for this one rest on: itself, or GPTQ for one that predicts nothing.
 
     Methods without predictions of their own sweep as GPTQ does and improve on it; candidates are measured anyway.
 
+    Args:
+        method: the quantizer, by name.
+        kinds: of formats on an engine's menu.
+
     Raises:
         UnknownName: no quantizer has this name.
-        InvalidMethod: it writes no integer grids, and no file of an engine holds anything else.
+        InvalidMethod: it does not write all of these formats.
     """
     quantizer = catalogue.find(method, "quantization")
-    if not issubclass(Grid, quantizer.takes):
-        able = [kind.name for kind in catalogue.classes("quantization") if issubclass(Grid, kind.takes)]
+    if not _takes(quantizer, kinds):
+        able = [kind.name for kind in catalogue.classes("quantization") if _takes(kind, kinds)]
+        needed = "no integer grids" if tuple(kinds) == (Grid,) else f"not {' and '.join(k.__name__ for k in kinds)}"
         raise InvalidMethod(
-            f"{quantizer.name} writes {', '.join(kind.__name__ for kind in quantizer.takes)}, and no integer grids",
+            f"{quantizer.name} writes {', '.join(kind.__name__ for kind in quantizer.takes)}, and {needed}",
             expected=f"one of {', '.join(able)}", mend="--method gptq", site=method,
         )  # fmt: skip
     return quantizer if hasattr(quantizer, "predict") else GPTQ()
 
 
+def _takes(quantizer: Any, kinds: Sequence[type[Format]]) -> bool:
+    return all(issubclass(kind, quantizer.takes) for kind in kinds)
+
+
 def _decide(network: Network, engine: Engine, dtype: str) -> tuple[dict[int, list[tuple[Site, ...]]], dict[str, str]]:
-    """Groups the engine can take in some grid, by block, and why it cannot take the others."""
+    """Groups the engine can take in some format, by block (OUTER for none), and why it cannot take the others."""
     kept: dict[str, str] = {}
     decided: dict[int, list[tuple[Site, ...]]] = {}
     for group in network.groups():
-        probe = menu([site.shape[1] for site in group], dtype)
-        reasons = [engine.refuses(site, grid, network) for site in group for grid in probe[:1]]
-        if all(site.block is not None for site in group) and any(
-            not _refused(group, g, engine, network) for g in probe
-        ):
-            decided.setdefault(group[0].block or 0, []).append(group)
+        probe = engine.menu_of(group, dtype)
+        reasons = [engine.refuses(site, format, network) for site in group for format in probe[:1]]
+        outside = all(site.block is None and site.role in OUTSIDE for site in group)
+        here = all(site.block is not None for site in group) or (outside and bool(engine.tables))
+        if here and any(not _refused(group, format, engine, network) for format in probe):
+            block = group[0].block
+            decided.setdefault(OUTER if block is None else block, []).append(group)
         else:
-            why = next((reason for reason in reasons if reason), f"no grid of {engine.name} fits its shape")
+            why = next((reason for reason in reasons if reason), f"no format of {engine.name} fits its shape")
             kept |= {site.name: why for site in group}
     return decided, kept
 
@@ -191,23 +185,23 @@ def _table(
     network: Network,
     rows: Sequence[tuple[tuple[Site, ...], Sequence[tuple[str, float]]]],
     kept: Mapping[str, str],
+    engine: Engine,
     dtype: str,
 ) -> Table:
     dense = Dense(dtype=dtype)
     groups: list[tuple[Option, ...]] = []
     for group, row in rows:
         names = tuple(site.name for site in group)
-        size = sum(dense.stored_bits(site.shape) for site in group) // 8
+        size = _stored(network, group, None, engine, dtype)
         options = [Option(sites=names, step=Step((Stage("cast", dense),)), bytes=size, damage=0.0)]
         for label, damage in row:
             step = Step.parse(label)
-            grid = step.stages[0].format
-            stored = sum(stored_bytes(site.shape, grid, dtype) for site in group)
+            format = step.stages[0].format
+            stored = _stored(network, group, format, engine, dtype)
             options.append(Option(sites=names, step=step, bytes=stored, damage=damage))
         groups.append(tuple(options))
-    decisions = {site.parameter for group, _ in rows for site in group}
-    fixed = sum(dense_bytes(info, dtype) for name, info in network.source.tensors.items() if name not in decisions)
-    return Table(tuple(groups), kept, fixed)
+    decisions = {network.stored_name(site.parameter) for group, _ in rows for site in group}
+    return Table(tuple(groups), kept, engine.files.fixed_bytes(network, decisions, dtype))
 
 
 def _predict_block(
@@ -222,30 +216,64 @@ def _predict_block(
     """Label and damage of every option of every group of one block."""
     rows = []
     for group in groups:
-        rows.append(predict_group(network, group, _taken(group, engine, network, dtype), statistics, method, pricing))
+        taken = _taken(group, engine, network, dtype)
+        rows.append(predict_group(network, group, taken, statistics, engine.reads.kinds, method, pricing))
     return rows
 
 
-def _taken(group: tuple[Site, ...], engine: Engine, network: Network, dtype: str) -> list[Grid]:
-    grids = menu([site.shape[1] for site in group], dtype)
-    return [grid for grid in grids if not _refused(group, grid, engine, network)]
+def _taken(group: tuple[Site, ...], engine: Engine, network: Network, dtype: str) -> list[Format]:
+    formats = [f for f in engine.menu_of(group, dtype) if not _refused(group, f, engine, network)]
+    if group[0].block is not None:
+        return formats
+    # What is measured takes a while: only types that make the table smaller, and the widest blocks that fit.
+    widest = max((_width(format) for format in formats), default=1)
+    whole = _stored(network, group, None, engine, dtype)
+    return [
+        format for format in formats
+        if (_width(format) == widest or format.label() == EIGHT_BITS)
+        and _stored(network, group, format, engine, dtype) < whole
+    ]  # fmt: skip
 
 
-def _refused(group: tuple[Site, ...], grid: Grid, engine: Engine, network: Network) -> bool:
-    return any(engine.refuses(site, grid, network) is not None for site in group)
+def _width(format: Format) -> int:
+    return format.inputs_multiple
+
+
+def _stored(network: Network, group: Sequence[Site], format: Format | None, engine: Engine, dtype: str) -> int:
+    """Bytes of the tensors of a group, as they are if `format` is None; one that two sites share counts once."""
+    files, own = engine.files, {network.stored_name(site.parameter): site for site in group}.values()
+    if format is None:
+        return sum(files.kept_bytes(network, site, dtype) for site in own)
+    return sum(files.stored_bytes(site.shape, format, dtype) for site in own)
+
+
+def _price(
+    network: Network, group: Sequence[Site], collected: Collected, engine: Engine, dtype: str, advance: Advance
+) -> list[tuple[str, float]]:
+    """Label and damage of every option of an embedding table, a head, or both where they are one tensor."""
+    formats = _taken(tuple(group), engine, network, dtype)
+    site = next((site for site in group if site.role == "embedding"), group[0])
+    damages = prices(network, site, formats, collected.ids())
+    advance()
+    return [(f"{METHOD} {format.label()}", damage) for format, damage in zip(formats, damages, strict=True)]
+
+
+def _refused(group: tuple[Site, ...], format: Format, engine: Engine, network: Network) -> bool:
+    return any(engine.refuses(site, format, network) is not None for site in group)
 
 
 def predict_group(
-    network: Network, group: tuple[Site, ...], grids: Sequence[Grid], statistics: Mapping[str, Statistics], method: str,
-    pricing: str,
+    network: Network, group: tuple[Site, ...], formats: Sequence[Format], statistics: Mapping[str, Statistics],
+    kinds: Sequence[type[Format]], method: str, pricing: str,
 ) -> list[tuple[str, float]]:  # fmt: skip
-    """Label and damage of one group under each grid, from evenly spaced rows of every site.
+    """Label and damage of one group under each format, from evenly spaced rows of every site.
 
     Args:
         network: the reference.
         group: sites that read one edge.
-        grids: formats to price.
+        formats: to price.
         statistics: of the edges they read and write.
+        kinds: of formats that there are on the menu.
         method: the quantizer, by name.
         pricing: what turns expected changes into a damage, by name.
     """
@@ -261,8 +289,8 @@ def predict_group(
     # Sites of a group read one edge, so that one factorisation serves them all.
     seen, weight = statistics[group[0].reads], torch.cat(rows)
     change = Change(
-        weight=weight, formats=grids, outputs=predictor(method).predict(weight, seen, grids), fisher=torch.cat(minds),
-        gram=seen.require_gram(),
+        weight=weight, formats=formats, outputs=predictor(method, kinds).predict(weight, seen, formats),
+        fisher=torch.cat(minds), gram=seen.require_gram(),
     )  # fmt: skip
     damages = catalogue.find(pricing, "pricing").price(change).tolist()
-    return [(f"{method} {grid.label()}", damage) for grid, damage in zip(grids, damages, strict=True)]
+    return [(f"{method} {format.label()}", damage) for format, damage in zip(formats, damages, strict=True)]

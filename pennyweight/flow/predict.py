@@ -21,7 +21,7 @@ from pennyweight.flow.job import planner_of
 from pennyweight.flow.journal import Journal, open_run
 from pennyweight.flow.ladder import RUNGS
 from pennyweight.flow.load import load
-from pennyweight.flow.make_plan import Planner, check_dtype, usual_dtype
+from pennyweight.flow.make_plan import Planner, check_files, usual_dtype
 from pennyweight.flow.options import outline, predict_group, predictor, tabulate
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.search.bank import Bank
@@ -30,8 +30,7 @@ from pennyweight.flow.search.study import open_study
 from pennyweight.flow.settings import Settings
 from pennyweight.flow.steps import PREDICTED_SHARE
 from pennyweight.flow.text import Texts, texts
-from pennyweight.formats import Grid
-from pennyweight.network.network import Network
+from pennyweight.formats import Dense
 from pennyweight.plan import Option, Plan, Stage, Step
 
 WINDOWS, FISHER_WINDOWS = 16, 4  # of the calibration text: enough for a sum over all sites
@@ -95,8 +94,8 @@ def predict(
     settings = replace(settings, dtype=settings.dtype or usual_dtype(network))
     assert settings.dtype is not None
     engine = find(settings.engine)
-    check_dtype(settings.dtype, engine)
-    predictor(settings.method)
+    check_files(network, engine, settings.dtype)
+    predictor(settings.method, engine.reads.kinds)
     if not budget.is_claim:  # sizes are known beforehand
         planner_of(network, settings, outline(network, engine, dtype=settings.dtype), model=network).limit(budget)
     words = texts(
@@ -118,9 +117,10 @@ def predict(
         tabulated = time.monotonic() - start - seen
         choice = [next(o for o in row if o.step == plan.steps.get(o.sites[0], o.step)) for row in table.groups]
         with progress.stage("rounding and measuring", 1):
-            factor, scoring = _factor(network, choice, collected, words, journal, settings)
+            factor, scoring = _factor(planner, choice, collected, words, journal, settings)
         carried = _carried(planner, choice, collected, journal)
-    kl = plan.damage * factor
+    outside = sum(option.damage for option in choice if network.by_name[option.sites[0]].block is None)
+    kl = (plan.damage - outside) * factor + outside  # tables outside the blocks are priced by measurement already
     candidates = 1 if not budget.is_claim else 1 + len(RUNGS)
     scored = 2 * settings.selection_windows + candidates * (settings.selection_windows + CERTIFIED)
     seconds = (
@@ -135,20 +135,20 @@ def predict(
 
 
 def _factor(
-    network: Network, choice: list[Option], collected: Collected, words: Texts, journal: Journal, settings: Settings
+    planner: Planner, choice: list[Option], collected: Collected, words: Texts, journal: Journal, settings: Settings
 ) -> tuple[float, float]:
     """Measured over predicted damage of plain rounding to the formats of a choice, and seconds a token of measuring."""
-    rounded = []
+    network, kinds, rounded = planner.network, planner.engine.reads.kinds, []
     for index in range(len(network.blocks)):
         statistics = None
         for option in choice:
             format = option.step.stages[0].format
-            if network.by_name[option.sites[0]].block != index or not isinstance(format, Grid):
+            if network.by_name[option.sites[0]].block != index or isinstance(format, Dense):
                 continue
             statistics = statistics or collected.block(index)
             group = tuple(network.by_name[name] for name in option.sites)
             method = "round_to_nearest"
-            ((_, damage),) = predict_group(network, group, [format], statistics, method, settings.pricing)
+            ((_, damage),) = predict_group(network, group, [format], statistics, kinds, method, settings.pricing)
             rounded.append((replace(option, step=Step((Stage(method, format),)), damage=damage),))
     predicted = sum(row[0].damage for row in rounded)
     if not rounded or predicted <= 0:

@@ -124,7 +124,7 @@ class Recovery:
                 f"{count} window of text to learn from", expected="at least two: one is held out",
                 mend="more text, or --calibration-windows 64", site="calibration",
             )  # fmt: skip
-        self.sites = [site for site in network.sites if site.name in self.applied.keys]
+        self.sites = [s for s in network.sites if s.name in self.applied.keys and s.block is not None]
         self.key = of_value([self.applied.plan.to_toml(), self.calibration.fingerprint, list(self.specs)])[:16]
 
     @property

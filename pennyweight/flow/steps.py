@@ -23,7 +23,6 @@ import torch
 from pennyweight.budget import Budget, Certificate, Measurement, Opening
 from pennyweight.corpus import Windows, cut, describe_source, read_documents, require_windows
 from pennyweight.errors import InvalidOutput, InvalidPlan
-from pennyweight.export import write
 from pennyweight.export.engines import find
 from pennyweight.flow import collect as collecting
 from pennyweight.flow.apply import apply as carry_out
@@ -33,7 +32,7 @@ from pennyweight.flow.certifying.rules import Rules, common_terms
 from pennyweight.flow.collect import Collected
 from pennyweight.flow.journal import Journal, open_run
 from pennyweight.flow.load import load
-from pennyweight.flow.make_plan import Planner, check_dtype, check_plan, usual_dtype
+from pennyweight.flow.make_plan import Planner, check_files, check_plan, usual_dtype
 from pennyweight.flow.options import tabulate, timed
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.recover import recover
@@ -140,24 +139,19 @@ def make_plan(
         InfeasibleBudget: nothing meets it; says what could be.
     """
     contract, dtype = find(engine), dtype or usual_dtype(network)
-    check_dtype(dtype, contract)
+    check_files(network, contract, dtype)
     table = tabulate(
-        network,
-        statistics,
-        contract,
-        statistics.journal,
-        dtype=dtype,
-        method=method,
-        pricing=pricing,
+        network, statistics, contract, statistics.journal, dtype=dtype, method=method, pricing=pricing,
         progress=progress,
-    )
+    )  # fmt: skip
     always: tuple[Limit, ...] = ()
     if latency is not None:
         table, limit = timed(table, network, latency, speed)
         always = (limit,)
     planner = Planner(
-        network=network, table=table, engine=contract, dtype=dtype, seed=seed, allocation=allocation, always=always
-    )
+        network=network, table=table, engine=contract, dtype=dtype, seed=seed, allocation=allocation, always=always,
+        beside=contract.files.beside(network, dtype),
+    )  # fmt: skip
     return planner.for_budget(budget, share=share)
 
 
@@ -182,7 +176,7 @@ def apply(
         InvalidPlan: it does not fit the network or the engine.
         InvalidOutput: `out` is not empty.
     """
-    check_plan(plan, network)
+    files = check_plan(plan, network).files
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise InvalidOutput("the directory is not empty", expected="a new one", mend="choose another", site=str(out))
@@ -196,7 +190,7 @@ def apply(
     if calibration is not None:
         applied = recover(applied, statistics, calibration, progress=progress)
     out.mkdir(parents=True, exist_ok=True)
-    write(network, plan.grids(), applied.compressed, out, dtype=plan.dtype).reconcile()
+    files.write(network, plan.formats(), applied.compressed, out, dtype=plan.dtype).reconcile()
     return load(out)
 
 

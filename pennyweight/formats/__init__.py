@@ -65,6 +65,7 @@ def parse(label: str) -> Format:
 
 __all__ = [
     "FORMATS", "NVFP4", "Affine", "Binary", "Columns", "Compressed", "Dense", "Fairy2i", "Field", "Fitted", "Format",
-    "Grid", "KMeans", "Linear", "Logarithmic", "Microscaling", "Minifloat", "Part", "Progressive", "Refittable",
-    "ResidualBinary", "Scalar", "Scales", "Sharing", "TwoShifts", "VectorFit", "Vectors", "parse",
+    "Grid", "KMeans", "KQuant", "Legacy", "Linear", "Logarithmic", "Microscaling", "Minifloat", "Part", "Progressive",
+    "Refittable", "ResidualBinary", "Scalar", "Scales", "Sharing", "TernaryBlocks", "TwoShifts", "VectorFit", "Vectors",
+    "parse",
 ]  # fmt: skip

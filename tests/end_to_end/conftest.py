@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from end_to_end import world
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 from torch import nn
 
 from pennyweight.budget import Budget
@@ -114,6 +114,35 @@ def from_gguf(gguf_file: Path, text: Path, tmp_path_factory: pytest.TempPathFact
     return compress(
         gguf_file, tmp_path_factory.mktemp("gguf") / "small", budget=Budget.lose("50%"), calibration=text,
         held_out=held_out, settings=world.settings(),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def splitting(wide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wide model with a tokenizer that splits text into words, as every one does that llama.cpp has a name for."""
+    copy = Path(shutil.copytree(wide, tmp_path_factory.mktemp("splitting") / "model"))
+    tokenizer = Tokenizer.from_file(str(copy / "tokenizer.json"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.save(str(copy / "tokenizer.json"))
+    return copy
+
+
+@pytest.fixture(scope="session")
+def for_llama_cpp(splitting: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """One GGUF file, of a network whose widths fit blocks of 256 here and there."""
+    pytest.importorskip("gguf", reason="the gguf extra is not installed")
+    return compress(
+        splitting, tmp_path_factory.mktemp("llama_cpp") / "small", budget=Budget.lose("3%"), calibration=text,
+        settings=world.settings(engine="llama.cpp"),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def gguf_to_gguf(gguf_file: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """A GGUF file made smaller: some of its types of five bits become types of four and a half."""
+    return compress(
+        gguf_file, tmp_path_factory.mktemp("gguf") / "small", calibration=text,
+        budget=Budget(metric="bits", at_most=4.8, unit="bits per weight"), settings=world.settings(engine="llama.cpp"),
     )  # fmt: skip
 
 

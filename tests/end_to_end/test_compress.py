@@ -162,10 +162,11 @@ def test_splits_share_no_document(llama: Path, text: Path, parts: list[str]) -> 
 
 
 def test_vllm_contract(for_vllm: Outcome) -> None:
+    engine: Any
     engine, config = find("vllm"), json.loads((for_vllm.out / "config.json").read_text())
     groups = config["quantization_config"]["config_groups"].values()
     assert groups
-    assert {group["weights"]["num_bits"] for group in groups} <= engine.bits | engine.asymmetric_bits
+    assert {group["weights"]["num_bits"] for group in groups} <= engine.reads.bits | engine.reads.asymmetric_bits
     assert {group["weights"]["group_size"] for group in groups} <= {32, 64, 128, None}
     of = {name: i for i, group in enumerate(groups) for name in group["targets"]}
     for block in range(2):

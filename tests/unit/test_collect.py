@@ -187,7 +187,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 def test_nothing_but_statistics_is_left_behind(network_of: NetworkOf, windows_of: WindowsOf, tmp_path: Path) -> None:
     collect(network_of("llama"), windows_of(3, 8), Journal(tmp_path), fisher_windows=2)
     left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {f"statistics/{kind}-{i:04d}.safetensors" for kind in ("gram", "fisher") for i in range(2)}
+    seen = {f"statistics/{kind}-{i:04d}.safetensors" for kind in ("gram", "fisher") for i in range(2)}
+    assert left == {*seen, "statistics/ids.safetensors"}
 
 
 def test_what_is_there_is_not_computed_again(

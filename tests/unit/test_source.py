@@ -282,7 +282,10 @@ def test_open_source_refuses_what_is_not_a_model(tmp_path: Path) -> None:
     assert str(directory) in wrong.value.mend
     (tmp_path / "g").mkdir()
     (tmp_path / "g" / "x.gguf").write_bytes(b"")
-    with pytest.raises(InvalidModel, match="1 GGUF file ") as wrong:
+    with pytest.raises(CorruptFile, match="empty"):  # the only one is the model
+        open_source(tmp_path / "g")
+    (tmp_path / "g" / "y.gguf").write_bytes(b"")
+    with pytest.raises(InvalidModel, match="2 GGUF files ") as wrong:
         open_source(tmp_path / "g")
     assert "x.gguf" in wrong.value.mend
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pennyweight.budget import Measurement
+from pennyweight.export.contracts import Grids
 from pennyweight.export.engines import Engine
 from pennyweight.flow import artifact
 from pennyweight.flow.apply import Row, carry_out, squares
@@ -30,8 +31,9 @@ from pennyweight.plan import Plan, Step
 
 # What compresses a module reads it back: any site, any grid.
 IN_MEMORY = Engine(
-    name="module", file_format="pennyweight", checked_with={}, evidence="loaded", bits=frozenset(range(2, 9)),
-    asymmetric_bits=frozenset(range(2, 9)), group_sizes=None, dtypes=frozenset({"float16", "bfloat16"}),
+    name="module", file_format="pennyweight", checked_with={}, evidence="loaded",
+    reads=Grids(bits=frozenset(range(2, 9)), asymmetric_bits=frozenset(range(2, 9)), group_sizes=None),
+    dtypes=frozenset({"float16", "bfloat16"}),
     roles=frozenset({"linear", "transposed", "conv", "experts", "matrix", "head", "embedding"}),
     snippet="module = pennyweight.load_compressed(module, '{path}')",
 )  # fmt: skip

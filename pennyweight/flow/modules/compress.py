@@ -23,6 +23,7 @@ from torch import nn
 
 from pennyweight.budget import Budget, Opening
 from pennyweight.errors import InvalidMethod, InvalidModel
+from pennyweight.export.contracts import BITS
 from pennyweight.flow import artifact
 from pennyweight.flow.certifying.claims import usual_engine
 from pennyweight.flow.certifying.compare import fingerprint_of
@@ -36,7 +37,7 @@ from pennyweight.flow.modules.held_out import Batch, Outputs, Read, check_apart,
 from pennyweight.flow.modules.look import Seen, look
 from pennyweight.flow.modules.result import CompressedModule, save_compressed
 from pennyweight.flow.modules.table import tabulate
-from pennyweight.flow.options import BITS, Table, predictor
+from pennyweight.flow.options import Table, predictor
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.versions import versions
 from pennyweight.network.finding.trace import network_of

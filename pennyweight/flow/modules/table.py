@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from pennyweight.export.contracts import grids as menu
 from pennyweight.flow.modules.look import Seen, sites_by_tensor
 from pennyweight.flow.modules.store import dense_bytes, packed_bytes
-from pennyweight.flow.options import SAMPLE, Table, menu, predictor
+from pennyweight.flow.options import SAMPLE, Table, predictor
 from pennyweight.flow.progress import Progress
 from pennyweight.formats import Dense, Grid
 from pennyweight.methods.quantization import RoundToNearest

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pennyweight.flow.apply import compress_group
+from pennyweight.flow.apply import compress_group, rows_of
 from pennyweight.flow.collect import Collected
 from pennyweight.flow.journal import Journal
 from pennyweight.flow.progress import QUIET, Progress
@@ -47,7 +47,7 @@ class Bank:
         """
         count = sum(len(options) for options in self.table)
         with progress.stage("carrying out every option", count) as advance:
-            for index in range(len(self.network.blocks)):
+            for index in (*range(len(self.network.blocks)), None):
                 statistics: dict[str, Statistics] | None = None
                 for group in self.groups_of(index):
                     for option in self.table[group]:
@@ -59,8 +59,8 @@ class Bank:
                         advance()
                 release()
 
-    def groups_of(self, block: int) -> list[int]:
-        """Groups whose sites live in a block."""
+    def groups_of(self, block: int | None) -> list[int]:
+        """Groups whose sites live in a block, or outside of all."""
         by_name = self.network.by_name
         return [g for g, options in enumerate(self.table) if by_name[options[0].sites[0]].block == block]
 
@@ -71,17 +71,15 @@ class Bank:
     def _weights(self, option: Option) -> Iterator[tuple[str, Tensor]]:
         format = option.step.stages[0].format
         for members in self._together(option):
-            block = members[0].block
-            assert block is not None
-            key, _ = compress_group(block, members, option.step, self.network, None, self.journal, self.seed, None)
-            rows = sum(site.shape[0] for site in members)
+            key, _ = compress_group(
+                members[0].block, members, option.step, self.network, None, self.journal, self.seed, None
+            )
+            places, rows = rows_of(members, self.network)
             whole = Compressed(
                 (Part(format, self.journal.load_tensors(key)),), (rows, members[0].shape[1])
             ).dequantize()
-            start = 0
-            for site in members:
-                yield site.parameter, whole[start : start + site.shape[0]]
-                start += site.shape[0]
+            for site, (start, stop) in zip(members, places, strict=True):
+                yield site.parameter, whole[start:stop]
 
     def _together(self, option: Option) -> list[list[Site]]:
         """Sites of an option that are swept together: all of them, or each by itself where rows share parameters."""

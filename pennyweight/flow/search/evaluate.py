@@ -7,7 +7,8 @@ all others as one: the KL between such summaries is at most the whole one and ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -71,6 +72,7 @@ class Evaluator:
 
     def __post_init__(self) -> None:
         self._stream = Stream(self.bank.network)
+        self._outer = self.bank.groups_of(None)
         self._groups = [self.bank.groups_of(index) for index in range(len(self.bank.network.blocks))]
 
     @property
@@ -117,22 +119,45 @@ class Evaluator:
 
     @torch.no_grad()
     def _divergences(self, choices: Sequence[Choice], ids: Tensor, tokens: int, draw: int) -> list[Answer]:
-        chunks = list(torch.split(ids, max(1, CHUNK_TOKENS // ids.shape[1])))
-        with self._stream.beginning() as begin:
-            start = [begin(chunk) for chunk in chunks]
-        release()
+        """Choices that agree on what lies outside the blocks go through together."""
         if (tokens, draw) not in self._reference:
-            self._reference = {(tokens, draw): self._summaries(self._run([None], start)[0])}
+            (states,) = self._states([None], ids)
+            self._reference = {(tokens, draw): self._summaries(states)}
         summaries = self._reference[tokens, draw]
-        with self._stream.end() as finish:
-            found = []
-            for states in self._run(choices, start):
-                parts = zip(summaries, _rows(states), strict=True)
-                each = torch.cat([summary.divergence(finish(part)).double() for summary, part in parts])
-                windows = each.view(ids.shape).mean(1)
-                error = float(windows.std()) / len(windows) ** 0.5 if len(windows) > 1 else float("inf")
-                found.append(Answer(float(windows.mean()), error))
-        return found
+        found: dict[Choice, Answer] = {}
+        for outer in sorted({tuple(choice[group] for group in self._outer) for choice in choices}):
+            mine = [choice for choice in choices if tuple(choice[group] for group in self._outer) == outer]
+            with self._outside(outer):
+                states_of = self._states(mine, ids)
+                with self._stream.end() as finish:
+                    for choice, states in zip(mine, states_of, strict=True):
+                        parts = zip(summaries, _rows(states), strict=True)
+                        each = torch.cat([summary.divergence(finish(part)).double() for summary, part in parts])
+                        windows = each.view(ids.shape).mean(1)
+                        error = float(windows.std()) / len(windows) ** 0.5 if len(windows) > 1 else float("inf")
+                        found[choice] = Answer(float(windows.mean()), error)
+        return [found[choice] for choice in choices]
+
+    def _states(self, choices: Sequence[Choice | None], ids: Tensor) -> list[list[Tensor]]:
+        """Last hidden states of every choice, with what lies outside the blocks as it is now; None is the reference."""
+        with self._stream.beginning() as begin:
+            start = [begin(chunk) for chunk in torch.split(ids, max(1, CHUNK_TOKENS // ids.shape[1]))]
+        release()
+        return self._run(choices, start)
+
+    @contextmanager
+    def _outside(self, outer: tuple[int, ...]) -> Iterator[None]:
+        """Embedding and head as some options store them."""
+        network, changed = self.bank.network, dict[str, Tensor]()
+        for group, option in zip(self._outer, outer, strict=True):
+            weights = self.bank.weights(self.bank.table[group][option])
+            changed |= {network.stored_name(name): weight for name, weight in weights.items()}
+        source = network.source
+        self._stream.read = lambda name: changed[name] if name in changed else source.read(name)
+        try:
+            yield
+        finally:
+            self._stream.read = None
 
     def _run(self, choices: Sequence[Choice | None], start: list[Tensor]) -> list[list[Tensor]]:
         """Last hidden states of every choice; None stands for the reference."""

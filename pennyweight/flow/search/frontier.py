@@ -18,7 +18,7 @@ from pennyweight.flow.delivery import weights_of
 from pennyweight.flow.job import planner_of
 from pennyweight.flow.journal import Journal, open_run
 from pennyweight.flow.load import load
-from pennyweight.flow.make_plan import Planner, check_dtype, usual_dtype
+from pennyweight.flow.make_plan import Planner, check_files, usual_dtype
 from pennyweight.flow.options import tabulate
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.rewrite import rewrite
@@ -121,7 +121,7 @@ def frontier(
     reference = load(model, allow_network=allow_network)
     settings = replace(settings, dtype=settings.dtype or usual_dtype(reference))
     assert settings.dtype is not None
-    check_dtype(settings.dtype, find(settings.engine))
+    check_files(reference, find(settings.engine), settings.dtype)
     words = texts(
         reference, calibration, None, length=settings.length, count=settings.calibration_windows,
         selection=max(settings.selection_windows, -(-tokens // settings.length)), seed=settings.seed,

@@ -2,7 +2,8 @@
 
 Source: the GGUF format, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3. The arithmetic of
 the block formats is the `gguf` package's; the header is read here, because that package maps the whole file and keeps
-every token as an array, and because a broken file should be refused before any work.
+every token as an array, and because a broken file should be refused before any work. Nothing is shared with our writer
+(`export/gguf/`), so that what it wrote can be read back independently of it.
 """
 
 from __future__ import annotations
@@ -26,10 +27,18 @@ import torch
 from torch import Tensor
 
 from pennyweight.errors import CorruptFile, InvalidModel, MissingExtra, MissingFile
+from pennyweight.formats.format import Part
+from pennyweight.formats.gguf import KQuant, Legacy, TernaryBlocks
 from pennyweight.network.sources.source import TensorInfo, fill, find_tensor, fingerprint_of
 
-# Architectures whose tensors differ from transformers' only in name and, for llama, in the row order of q and k.
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+# Architectures whose tensors differ from transformers' in name, for llama in the row order of q and k, and for Gemma in
+# the norms, which multiply with one more than transformers stores.
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM", "gemma3": "Gemma3ForCausalLM",
+}  # fmt: skip
+MODEL_TYPES = {"gemma3": "gemma3_text"}  # where transformers has another word
+GEMMA = ("gemma", "gemma2", "gemma3")
 OUTER_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 BLOCK_NAMES = {
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
@@ -37,6 +46,12 @@ BLOCK_NAMES = {
     "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
 }  # fmt: skip
+FOUR_NORMS = {
+    **BLOCK_NAMES, "post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}  # fmt: skip
+ROPE_FACTORS = "rope_freqs.weight"
+ROPE_OPTIONS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 BIASES = {"qwen2": {"attn_q", "attn_k", "attn_v"}}
 
 PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -75,8 +90,10 @@ class GGUFSource:
         if not self.path.is_file():
             raise MissingFile("there is no such file", expected="a .gguf file", site=str(self.path))
         _require_gguf()
-        self.metadata, entries = _read_header(self.path)
+        self.metadata, self._spans, entries = _read_header(self.path)
         self.architecture = _checked_architecture(self.metadata, self.path)
+        self._rope_scaling = self._read_rope_scaling(entries)
+        entries = [entry for entry in entries if entry.name != ROPE_FACTORS or not self._rope_scaling]
         self._entries: dict[str, _Entry] = {}
         tensors: dict[str, TensorInfo] = {}
         for entry in entries:
@@ -125,8 +142,51 @@ class GGUFSource:
                     with np.errstate(all="ignore"):  # NaN and infinite scales are check_finite's to report, by name
                         tile.copy_(torch.from_numpy(gguf.quants.dequantize(raw.numpy(), entry.kind)))
                 result = result.reshape(info.shape)
+        if self.architecture in GEMMA and entry.name.endswith("norm.weight"):
+            result = result.float() - 1
         heads = self._interleaved_heads(entry.name)
         return result if heads is None else _halves_from_pairs(result, heads)
+
+    def read_part(self, name: str) -> Part:
+        """What is stored of a tensor in one of our block types: codes, scales and what else there is.
+
+        Raises:
+            InvalidModel: there is no such tensor, or it is of another type.
+        """
+        info, entry = find_tensor(self.tensors, name, self.path), self._entries[name]
+        kinds = [kind for kind in (KQuant, Legacy, TernaryBlocks) if info.dtype in kind.types()]
+        if not kinds:
+            raise InvalidModel(
+                f"{name} is stored as {info.dtype}", expected="one of our block types", site=str(self.path)
+            )
+        format = kinds[0].of(info.dtype)
+        tensors = format.unpack(self.raw(name), info.shape)
+        heads = self._interleaved_heads(entry.name)
+        if heads is not None:
+            tensors = {key: _halves_from_pairs(tensor, heads) for key, tensor in tensors.items()}
+        return Part(format, tensors)
+
+    def raw(self, name: str) -> Tensor:
+        """The bytes of a tensor as the file holds them, rows in the order of the file."""
+        entry = self._entries[name]
+        raw = torch.empty(entry.bytes, dtype=torch.uint8)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(entry.start)
+            fill(raw, file, self.path)
+        return raw
+
+    def type_number(self, name: str) -> int:
+        """The number of a tensor's type."""
+        return int(self._entries[name].kind)
+
+    def key_values(self) -> Mapping[str, bytes]:
+        """Every key-value as the file holds it, its type before it."""
+        found = {}
+        with self.path.open("rb") as file:
+            for key, (start, end) in self._spans.items():
+                file.seek(start)
+                found[key] = file.read(end - start)
+        return found
 
     def auxiliary(self) -> Mapping[str, bytes | Path]:
         """Give the tokenizer's files as transformers writes them; a GGUF file holds only vocabulary and merges."""
@@ -159,14 +219,15 @@ class GGUFSource:
         known = suffix == "weight" or (suffix == "bias" and parts[-1] in BIASES.get(self.architecture, ()))
         if known and stem in OUTER_NAMES:
             return f"{OUTER_NAMES[stem]}.{suffix}"
-        if known and len(parts) == 3 and parts[0] == "blk" and parts[1].isdecimal() and parts[2] in BLOCK_NAMES:
-            return f"model.layers.{int(parts[1])}.{BLOCK_NAMES[parts[2]]}.{suffix}"
+        names = FOUR_NORMS if self.architecture in ("gemma2", "gemma3") else BLOCK_NAMES
+        if known and len(parts) == 3 and parts[0] == "blk" and parts[1].isdecimal() and parts[2] in names:
+            return f"model.layers.{int(parts[1])}.{names[parts[2]]}.{suffix}"
         # A tensor we do not understand changes what the network computes: leaving it out would be silently wrong.
         # Llama 3.1 and later keep the scaled rotary frequencies in rope_freqs.weight; they cannot be turned back
-        # into the options of transformers.
+        # into the options of transformers, unless the file says them too, as ours do.
         raise InvalidModel(
             f"tensor {name} has no counterpart in transformers' {ARCHITECTURES[self.architecture]}",
-            expected="the tensors of a plain Llama, Qwen2 or Qwen3 network",
+            expected="the tensors of a plain Llama, Qwen2, Qwen3 or Gemma network",
             mend="start from the safetensors release of this model",
             site=str(self.path),
         )
@@ -185,7 +246,7 @@ class GGUFSource:
         tokens = self.metadata.get("tokenizer.ggml.tokens", ())
         config: dict[str, Any] = {
             "architectures": [ARCHITECTURES[self.architecture]],
-            "model_type": self.architecture,
+            "model_type": MODEL_TYPES.get(self.architecture, self.architecture),
             "vocab_size": self._option("vocab_size", len(tokens)),
             "hidden_size": hidden,
             "intermediate_size": self._number("feed_forward_length"),
@@ -195,14 +256,66 @@ class GGUFSource:
             "head_dim": head_dim,
             "max_position_embeddings": self._number("context_length"),
             "rms_norm_eps": self._number("attention.layer_norm_rms_epsilon"),
-            "rope_parameters": {"rope_type": "default", "rope_theta": self._option("rope.freq_base", 10000.0)},
+            "rope_parameters": {
+                **(self._rope_scaling or {"rope_type": "default"}),
+                "rope_theta": self._option("rope.freq_base", 10000.0),
+            },
             "tie_word_embeddings": "lm_head.weight" not in self.tensors,
             "dtype": "float32",
         }
+        if self.architecture in ("gemma2", "gemma3"):
+            config |= self._gemma(config, head_dim)
         for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
             if (token := self.metadata.get(f"tokenizer.ggml.{theirs}_token_id")) is not None:
                 config[f"{ours}_token_id"] = token
         return config
+
+    def _gemma(self, config: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
+        """What Gemma 2 and 3 have besides: windows, caps, and the root that queries are divided by."""
+        period, last = (2, 46) if self.architecture == "gemma2" else (6, 62)
+        blocks, whole = config["num_hidden_layers"], config["hidden_size"] // max(config["num_attention_heads"], 1)
+        found: dict[str, Any] = {
+            "query_pre_attn_scalar": whole if blocks == last else head_dim,
+            "sliding_window": self._number("attention.sliding_window"),
+            "layer_types": ["sliding_attention" if (i + 1) % period else "full_attention" for i in range(blocks)],
+        }
+        if self.architecture == "gemma2":
+            return found | {
+                "attn_logit_softcapping": self._option("attn_logit_softcapping", 50.0),
+                "final_logit_softcapping": self._option("final_logit_softcapping", 30.0),
+            }
+        local = {"rope_type": "default", "rope_theta": self._option("rope.freq_base_swa", 10000.0)}
+        return found | {
+            "rope_parameters": {"full_attention": config["rope_parameters"], "sliding_attention": local},
+            "final_logit_softcapping": self._option("final_logit_softcapping", None) or None,
+        }
+
+    def _read_rope_scaling(self, entries: list[_Entry]) -> dict[str, Any] | None:
+        """Options that the scaled rotary frequencies were made of, where the file says them and they agree."""
+        stored = next((entry for entry in entries if entry.name == ROPE_FACTORS), None)
+        options = {key: self.metadata.get(f"pennyweight.rope_scaling.{key}") for key in ROPE_OPTIONS}
+        if stored is None or not all(isinstance(value, int | float) for value in options.values()):
+            return None
+        from transformers import LlamaConfig
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+        scaling = {"rope_type": "llama3", **options}
+        base, size = float(self._option("rope.freq_base", 10000.0)), self._number("rope.dimension_count")
+        config = LlamaConfig(
+            hidden_size=size, num_attention_heads=1, head_dim=size, rope_parameters={**scaling, "rope_theta": base},
+            max_position_embeddings=max(self._number("context_length"), int(options[ROPE_OPTIONS[-1]] or 0) + 1),
+        )  # fmt: skip
+        scaled = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))[0]
+        plain = 1.0 / (base ** (torch.arange(0, size, 2).float() / size))
+        with self.path.open("rb") as file:
+            file.seek(stored.start)
+            factors = torch.frombuffer(bytearray(file.read(stored.bytes)), dtype=torch.float32)
+        if len(factors) != size // 2 or not torch.allclose(plain / scaled, factors, rtol=1e-5):
+            raise InvalidModel(
+                f"{ROPE_FACTORS} are not the factors that its options give", expected="a file as it was written",
+                mend="get the file again", site=str(self.path),
+            )  # fmt: skip
+        return scaling
 
     def _option(self, key: str, otherwise: Any) -> Any:
         return self.metadata.get(f"{self.architecture}.{key}", otherwise)
@@ -329,8 +442,8 @@ class _Header:
         )
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], list[_Entry]]:
-    """Read metadata and the list of tensors, and check that their bytes are all there."""
+def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, int]], list[_Entry]]:
+    """Read metadata, where in the file each value lies, and the tensors; check that their bytes are all there."""
     import gguf
 
     with path.open("rb") as file:
@@ -343,7 +456,12 @@ def _read_header(path: Path) -> tuple[dict[str, Any], list[_Entry]]:
         if version not in (2, 3):
             header.refuse(f"GGUF version {version}, or a file in big-endian byte order")
         tensor_count, metadata_count = header.number("Q"), header.number("Q")
-        metadata = {header.string(): header.value(header.number("I")) for _ in range(metadata_count)}
+        metadata: dict[str, Any] = {}
+        spans: dict[str, tuple[int, int]] = {}
+        for _ in range(metadata_count):
+            key, start = header.string(), file.tell()
+            metadata[key] = header.value(header.number("I"))
+            spans[key] = start, file.tell()
         listed = []
         for _ in range(tensor_count):
             name = header.string()
@@ -369,7 +487,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], list[_Entry]]:
         entries.append(entry)
     if len({entry.name for entry in entries}) < len(entries):
         header.refuse("two tensors have the same name")
-    return metadata, entries
+    return metadata, spans, entries
 
 
 def _known_kind(number: int, name: str, path: Path) -> Any:

@@ -26,7 +26,7 @@ def find_model(path: str | os.PathLike[str], *, allow_network: bool = False) -> 
 def open_source(
     path: str | os.PathLike[str], *, allow_network: bool = False, quantized: Collection[str] = ()
 ) -> Source:
-    """Open a model directory or a .gguf file; headers only.
+    """Open a model directory or a .gguf file, or a directory that holds one; headers only.
 
     Args:
         path: directory, .gguf file, or with `allow_network` a name on the Hugging Face hub.
@@ -49,9 +49,12 @@ def open_source(
                 site=str(place),
             )
         return GGUFSource(place)
-    if not (place / "config.json").exists() and (found := sorted(place.glob("*.gguf"))):
+    found = [] if (place / "config.json").exists() else sorted(place.glob("*.gguf"))
+    if len(found) == 1:
+        return GGUFSource(found[0])
+    if found:
         raise InvalidModel(
-            f"a directory with {len(found)} GGUF file{'s' if len(found) > 1 else ''} and no config.json",
+            f"a directory with {len(found)} GGUF files and no config.json",
             expected="a model directory, or one .gguf file",
             mend=f"pass the file itself: {found[0]}",
             site=str(place),

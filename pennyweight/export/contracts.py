@@ -1,0 +1,160 @@
+"""What formats an engine reads, as data; and which of them a plan may choose from for given widths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from pennyweight.formats import Format, Grid, KQuant, Legacy
+from pennyweight.formats.gguf.blocks import Blocks
+
+BITS = (2, 3, 4, 5, 6, 8)
+GROUPS = (32, 64, 96, 128, 192)
+
+
+@runtime_checkable
+class Contract(Protocol):
+    """One kind of formats, and which of them an engine reads."""
+
+    @property
+    def kinds(self) -> tuple[type[Format], ...]:
+        """Classes of the formats on the menu: a quantizer that writes for this engine takes them all."""
+        ...
+
+    def refuses(self, engine: str, format: Format, shape: tuple[int, int], dtypes: frozenset[str]) -> str | None:
+        """Why a weight of this shape cannot be in this format, in plain words; None when it can.
+
+        Args:
+            engine: its name.
+            format: not dense.
+            shape: of the weight, `[out, in]`.
+            dtypes: that the engine takes for what is not codes.
+        """
+        ...
+
+    def menu(self, columns: Sequence[int], dtype: str) -> tuple[Format, ...]:
+        """Formats that fit all of the given input sizes and are worth choosing from.
+
+        Args:
+            columns: inputs of every site that is to get one format.
+            dtype: of scales that have no type of their own.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grids:
+    """Integers with scales a row or a group.
+
+    Args:
+        bits: code widths with a fixed zero point.
+        asymmetric_bits: code widths with stored zero points; empty when it loads none.
+        group_sizes: inputs that may share a scale; None for any number that divides the inputs.
+    """
+
+    bits: frozenset[int]
+    asymmetric_bits: frozenset[int]
+    group_sizes: frozenset[int] | None
+
+    @property
+    def kinds(self) -> tuple[type[Format], ...]:
+        """Integer grids."""
+        return (Grid,)
+
+    def refuses(self, engine: str, format: Format, shape: tuple[int, int], dtypes: frozenset[str]) -> str | None:
+        """Width, zero points, groups, type of the scales."""
+        if not isinstance(format, Grid) or not format.rows_stand_alone:
+            return f"{engine} reads integers with scales a row or a group, not {format.label()}"
+        widths, words = (self.bits, "") if format.symmetric else (self.asymmetric_bits, " with zero points")
+        if not widths:
+            return f"{engine} cannot load stored zero points"
+        if format.bits not in widths:
+            return f"{engine} reads codes of {_listed(widths)} bits{words}, not {format.bits}"
+        if format.group_size is not None and shape[1] % format.group_size:
+            return f"{shape[1]} inputs do not split into groups of {format.group_size}"
+        if format.group_size is not None and self.group_sizes is not None and format.group_size not in self.group_sizes:
+            return f"{engine} reads groups of {_listed(self.group_sizes)} or whole rows, not {format.group_size}"
+        if format.scale_dtype not in dtypes:
+            return f"{engine} takes no scales in {format.scale_dtype}"
+        return None
+
+    def menu(self, columns: Sequence[int], dtype: str) -> tuple[Grid, ...]:
+        """Of `grids`, those of widths it reads."""
+        return tuple(g for g in grids(columns, dtype) if g.bits in (self.bits if g.symmetric else self.asymmetric_bits))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockTypes:
+    """GGUF's block types.
+
+    Args:
+        loads: every type it loads.
+        offered: those worth choosing from, by the inputs a block has; where wide blocks fit, narrow ones are left out
+            unless they are of a width that no wide one has.
+        narrow_too: types of narrow blocks that are offered where wide ones fit.
+    """
+
+    loads: tuple[Blocks, ...]
+    offered: tuple[Blocks, ...]
+    narrow_too: tuple[Blocks, ...] = ()
+
+    @property
+    def kinds(self) -> tuple[type[Format], ...]:
+        """Classes of the types that are offered."""
+        return tuple(dict.fromkeys(type(format) for format in self.offered))
+
+    def refuses(self, engine: str, format: Format, shape: tuple[int, int], dtypes: frozenset[str]) -> str | None:
+        """Type, and whether rows split into its blocks; scales have types of their own."""
+        del dtypes
+        if not isinstance(format, Blocks):
+            return f"{engine} reads the block types of GGUF, not {format.label()}"
+        if format not in self.loads:
+            return f"{engine} does not load {format.label()}"
+        if shape[1] % format.inputs_multiple:
+            return f"{shape[1]} inputs do not split into blocks of {format.inputs_multiple}, as {format.label()} has"
+        return None
+
+    def menu(self, columns: Sequence[int], dtype: str) -> tuple[Blocks, ...]:
+        """The widest blocks that divide all of the inputs."""
+        del dtype
+        fits = [f for f in self.offered if not any(count % f.inputs_multiple for count in columns)]
+        widest = max((format.inputs_multiple for format in fits), default=0)
+        return tuple(f for f in fits if f.inputs_multiple == widest or f in self.narrow_too)
+
+
+def grids(columns: Sequence[int], dtype: str, bits: Sequence[int] = BITS) -> tuple[Grid, ...]:
+    """Grids that divide all of the given input sizes, as coarse as their width allows.
+
+    Scales cost half a bit a weight in groups of 32 and an eighth in groups of 128. From 6 bits on another bit is
+    cheaper than small groups; at 8 bits one scale a row is enough. Groups of 96 and 192 are for widths that 128 does
+    not divide.
+    """
+    found = []
+    for width in bits:
+        sizes: list[int | None] = [g for g in GROUPS if not any(count % g for count in columns)]
+        if all(count % 128 == 0 for count in columns):
+            sizes = [g for g in sizes if g not in (96, 192)]
+        if width >= 6 or not sizes:
+            sizes = [*sizes[-1:], None]
+        for size in sizes:
+            if width == 8 and size is not None and None in sizes:
+                continue
+            for symmetric in (True, False) if width < 6 else (True,):
+                found.append(Grid(bits=width, group_size=size, symmetric=symmetric, scale_dtype=dtype))
+    return tuple(found)
+
+
+def legacy(*types: str) -> tuple[Blocks, ...]:
+    """Types with blocks of 32."""
+    return tuple(Legacy.of(type) for type in types)
+
+
+def k_types(*types: str) -> tuple[Blocks, ...]:
+    """Types with blocks of 256."""
+    return tuple(KQuant.of(type) for type in types)
+
+
+def _listed(numbers: frozenset[int]) -> str:
+    *most, last = map(str, sorted(numbers))
+    return f"{', '.join(most)} or {last}" if most else last
