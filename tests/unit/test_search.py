@@ -123,16 +123,18 @@ def test_one_measurement_of_a_choice_replaces_another() -> None:
     assert known.scores == [3.0, 2.0]
 
 
-@pytest.fixture
-def bank(network_of: Callable[[str], Network], tmp_path: Path) -> Iterator[tuple[Bank, Collected]]:
-    network = network_of("llama")
+@pytest.fixture(params=[("llama", "transformers"), ("llama", "llama.cpp"), ("llama_tied", "llama.cpp")], ids="-".join)
+def bank(
+    request: pytest.FixtureRequest, network_of: Callable[[str], Network], tmp_path: Path
+) -> Iterator[tuple[Bank, Collected]]:
+    """Three options a group; for llama.cpp embedding and head are groups too, one where they are one tensor."""
+    family, engine = request.param
+    network = network_of(family)
     with open_run(tmp_path / "run", {}) as journal:
         collected = collect(network, random_windows(6, 16), journal, fisher_windows=2)
-        table = tabulate(network, collected, find("transformers"), journal, dtype="float16")
-        few = tuple(
-            tuple(o for o in row if o.step.label().split()[1] in ("float16", "int8", "int2")) for row in table.groups
-        )
-        made = Bank(network, tuple(row[:3] for row in few), journal, 0)
+        table = tabulate(network, collected, find(engine), journal, dtype="float16")
+        made = Bank(network, tuple((row[0], row[1], row[-1]) for row in table.groups), journal, 0)
+        assert (made.groups_of(None) == []) == (engine == "transformers")
         made.fill(collected)
         yield made, collected
 
@@ -144,7 +146,7 @@ def direct(bank: Bank, choice: Choice, ids: Tensor) -> float:
         parameters = dict(model.named_parameters())
         for one in options_of(bank.table, choice):
             for name, weight in bank.weights(one).items():
-                parameters[name].data = weight.double()
+                parameters[name if name in parameters else bank.network.stored_name(name)].data = weight.double()
         after = model(input_ids=ids).logits.log_softmax(-1)
     return float((before.exp() * (before - after)).sum(-1).mean())
 
@@ -211,7 +213,7 @@ def test_applying_a_plan_takes_what_the_bank_holds(bank: tuple[Bank, Collected])
     before = sorted(made.journal.directory.glob("sites/*"))
     chosen = options_of(made.table, (1,) * len(made.table))
     plan = plan_of(
-        chosen, kept={}, engine="transformers", dtype="float16", seed=0, bytes=0, model=made.network.source.fingerprint
+        chosen, kept={}, engine="llama.cpp", dtype="float16", seed=0, bytes=0, model=made.network.source.fingerprint
     )
     applied = apply(plan, made.network, collected, made.journal)
     assert sorted(made.journal.directory.glob("sites/*")) == before
