@@ -26,15 +26,18 @@ if TYPE_CHECKING:
     from pennyweight.flow.measure import measure
     from pennyweight.flow.modules.compress import compress_module
     from pennyweight.flow.modules.result import CompressedModule, load_compressed, save_compressed
+    from pennyweight.flow.predict import Prediction, predict
     from pennyweight.flow.profiling.profile import profile
     from pennyweight.flow.prove import Proof, prove
     from pennyweight.flow.rewrite import rewrite
     from pennyweight.flow.sampling.tails import tail_risk
+    from pennyweight.flow.search.frontier import Frontier, frontier
     from pennyweight.flow.settings import Settings
     from pennyweight.flow.steps import apply, certify, collect, held_out, make_plan, sample
     from pennyweight.flow.verify import verify
     from pennyweight.formats import Compressed, Dense, Grid
     from pennyweight.network.finding.trace import network_of
+    from pennyweight.latency import Latency
     from pennyweight.network.network import Edge, Network, Site
     from pennyweight.plan import Option, Plan, Stage, Step
     from pennyweight.statistics import Statistics
@@ -54,7 +57,10 @@ _PLACES = {
     "pennyweight.flow.certifying.power": ("power",),
     "pennyweight.flow.modules.compress": ("compress_module",),
     "pennyweight.flow.modules.result": ("CompressedModule", "load_compressed", "save_compressed"),
+    "pennyweight.flow.predict": ("Prediction", "predict"),
     "pennyweight.flow.profiling.profile": ("profile",),
+    "pennyweight.flow.search.frontier": ("Frontier", "frontier"),
+    "pennyweight.latency": ("Latency",),
     "pennyweight.flow.prove": ("Proof", "prove"),
     "pennyweight.flow.rewrite": ("rewrite",),
     "pennyweight.flow.steps": ("apply", "certify", "collect", "held_out", "make_plan", "sample"),
