@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from pennyweight.flow.steps import apply, certify, collect, held_out, make_plan, sample
     from pennyweight.flow.verify import verify
     from pennyweight.formats import Compressed, Dense, Grid
-    from pennyweight.network.finding.trace import network_of
     from pennyweight.latency import Latency
+    from pennyweight.network.finding.trace import network_of
     from pennyweight.network.network import Edge, Network, Site
     from pennyweight.plan import Option, Plan, Stage, Step
     from pennyweight.statistics import Statistics
@@ -76,12 +76,12 @@ _PLACES = {
 _WHERE = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
-    "Budget", "Certificate", "Claim", "Collected", "Compressed", "CompressedModule", "Dense", "Edge", "Grid",
-    "Judging", "Measurement", "Network", "Option", "Outcome", "Plan", "Proof", "Settings", "Site", "Stage",
-    "Statistics", "Step", "Task", "Terms", "Windows", "apply", "certify", "certify_outputs", "certify_pair",
-    "collect", "compare", "compress", "compress_module", "held_out", "load", "load_compressed", "make_plan",
-    "measure", "network_of", "power", "profile", "prove", "read_task", "rewrite", "sample", "save_compressed",
-    "tail_risk", "verify",
+    "Budget", "Certificate", "Claim", "Collected", "Compressed", "CompressedModule", "Dense", "Edge",
+    "Frontier", "Grid", "Judging", "Latency", "Measurement", "Network", "Option", "Outcome", "Plan",
+    "Prediction", "Proof", "Settings", "Site", "Stage", "Statistics", "Step", "Task", "Terms", "Windows",
+    "apply", "certify", "certify_outputs", "certify_pair", "collect", "compare", "compress", "compress_module",
+    "frontier", "held_out", "load", "load_compressed", "make_plan", "measure", "network_of", "power", "predict",
+    "profile", "prove", "read_task", "rewrite", "sample", "save_compressed", "tail_risk", "verify",
 ]  # fmt: skip
 
 
