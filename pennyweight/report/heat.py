@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pennyweight.report.html import Html, tag
 from pennyweight.report.plot import figure, frame, label
 from pennyweight.report.record import Values
-from pennyweight.report.words import decimal, number, share
+from pennyweight.report.words import decimal, number, share, significant
 
 CELL, ROW, TOP = 27, 24, 22
 NARROW = 48  # blocks above which cells become small and lose their numbers
@@ -76,20 +76,30 @@ def bits_picture(grid: Grid, name: str) -> Html:
 
 def error_picture(grid: Grid, name: str) -> Html:
     """Draw the relative output error of every site, on a logarithmic scale."""
-    values = [e for row in grid.cells.values() if not dense(row) and (e := number(row.get("error"))) and e > 0]
+    return _logarithmic(grid, name, "Relative output error of every site", "error", lambda error: share(error, 1))
+
+
+def price_picture(grid: Grid, name: str) -> Html:
+    """Draw what one more megabyte would save at every site, on a logarithmic scale."""
+    title = "Nats per token that one more megabyte would save there, as predicted"
+    return _logarithmic(grid, name, title, "price", lambda price: significant(price, 1))
+
+
+def _logarithmic(grid: Grid, name: str, title: str, key: str, words: Callable[[float], str]) -> Html:
+    values = [e for row in grid.cells.values() if not dense(row) and (e := number(row.get(key))) and e > 0]
     low, high = (math.log10(min(values)), math.log10(max(values))) if values else (-1.0, 0.0)
-    low, high = (low, high) if high - low > 0.5 else (low - 0.25, high + 0.25)  # equal errors are no extremes
+    low, high = (low, high) if high - low > 0.5 else (low - 0.25, high + 0.25)  # equal values are no extremes
 
     def place(row: Values) -> tuple[float, str] | None:
-        error = number(row.get("error"))
-        return ((math.log10(error) - low) / (high - low), "") if error and error > 0 else None
+        value = number(row.get(key))
+        return ((math.log10(value) - low) / (high - low), "") if value and value > 0 else None
 
     steps = (1, 3) if high - low < 4 else (1,)
     rounds = [n * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for n in steps]
     marks = [
-        (share(e, 1), (math.log10(e) - low) / (high - low)) for e in rounds if values and low <= math.log10(e) <= high
+        (words(e), (math.log10(e) - low) / (high - low)) for e in rounds if values and low <= math.log10(e) <= high
     ]
-    return _picture(grid, name, "Relative output error of every site", place, WARM, marks, numbers=False)
+    return _picture(grid, name, title, place, WARM, marks, numbers=False)
 
 
 def dense(row: Values) -> bool:

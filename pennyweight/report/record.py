@@ -60,6 +60,7 @@ class Record:
         run: settings, versions and hashes.
         timing: seconds and memory; not sealed and possibly absent.
         calibration: of next-token probabilities on the selection split, or None.
+        explanation: why the plan is as it is; empty where nobody knows.
         bare: whether the model lies elsewhere, and only its certificate is here.
     """
 
@@ -74,6 +75,7 @@ class Record:
     run: Values
     timing: Values
     calibration: Calibration | None
+    explanation: Values
     bare: bool
 
     @property
@@ -150,6 +152,7 @@ def read(directory: Path) -> Record:
         run=_optional(directory, "run.json") or {},
         timing=_optional(directory, "timing.json") or {},
         calibration=_converted(_optional(directory, "calibration.json"), Calibration),
+        explanation=_optional(directory, "explanation.json") or {},
         bare=is_bare(directory),
     )
 

@@ -21,13 +21,15 @@ MEANING = {
 
 
 def blocks(record: Record, place: int) -> Html:
-    """Two pictures a stack of blocks: bits and error."""
+    """Pictures of a stack of blocks: bits, error, and what more bits would bring."""
     title = "What became of each block"
-    grids, outside = heat.grids(record.ledger)
+    prices = _prices(record)
+    grids, outside = heat.grids([{**row, "price": prices.get(str(row.get("site")))} for row in record.ledger])
     parts: list[Html] = []
     for index, grid in enumerate(grids):
         if any(not heat.dense(row) for row in grid.cells.values()):
             parts += [heat.bits_picture(grid, f"bits{index}"), heat.error_picture(grid, f"error{index}")]
+            parts += [heat.price_picture(grid, f"price{index}")] if prices else []
         else:
             parts.append(heat.bits_picture(grid, f"bits{index}"))
     if not record.ledger:
@@ -43,6 +45,16 @@ def blocks(record: Record, place: int) -> Html:
         "them too."
     )
     return section(place, title, told, *parts)
+
+
+def _prices(record: Record) -> dict[str, float]:
+    """Nats a megabyte that the next larger step would save, by site; sites that are decided together share one."""
+    return {
+        site: -move[2] / move[1] * 1e6
+        for group in record.explanation.get("groups", [])
+        if (move := group["dearer"])
+        for site in group["sites"]
+    }
 
 
 def _bits(row: Values) -> str:

@@ -116,3 +116,12 @@ def test_explain_names_what_another_bit_would_bring(outcome: Outcome, nursery: N
     shown = nursery.run(["explain", str(outcome.out)])
     assert "What limited the plan: perplexity 3%" in shown.stdout
     assert nursery.run(["explain", str(tmp_path)]).code == 2
+
+
+def test_the_report_draws_where_another_bit_helps(outcome: Outcome) -> None:
+    from pennyweight.report import render
+
+    page = render(outcome.out)
+    assert page.count("one more megabyte would save there, as predicted") >= 1
+    told = json.loads((outcome.out / "pennyweight/explanation.json").read_text())
+    assert any(group["dearer"] for group in told["groups"])
