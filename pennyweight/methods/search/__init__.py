@@ -1,14 +1,16 @@
 """Who gets what, with measurements: `search(table, problem, trials, *, solve, seed)` yields ever better choices."""
 
 from pennyweight.methods.search.evopress import EvoPress
+from pennyweight.methods.search.quantune import Quantune
 from pennyweight.methods.search.random_search import RandomSearch
 from pennyweight.methods.search.surrogate import Surrogate
 from pennyweight.methods.search.thompson import Thompson
 
 METHODS = (
     EvoPress,
+    Quantune,
     RandomSearch,
     Thompson,
 )
 
-__all__ = ["METHODS", "EvoPress", "RandomSearch", "Surrogate", "Thompson"]
+__all__ = ["METHODS", "EvoPress", "Quantune", "RandomSearch", "Surrogate", "Thompson"]

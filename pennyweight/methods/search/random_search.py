@@ -44,7 +44,7 @@ class RandomSearch:
         problem.check_feasible(table)
         rng, least = np.random.default_rng(derived_seed(seed, self.name)), float("inf")
         for start in range(0, self.trials, self.batch):
-            drawn = [_shuffled(table, rng) for _ in range(min(self.batch, self.trials - start))]
+            drawn = [shuffled(table, rng) for _ in range(min(self.batch, self.trials - start))]
             choices = [choice_of(options, solve(options, problem)) for options in drawn]
             scores = trials.measure(choices, tokens=min(self.tokens, trials.most))
             (winner,) = best_of(choices, scores, 1)
@@ -53,7 +53,7 @@ class RandomSearch:
                 yield winner
 
 
-def _shuffled(table: Table, rng: np.random.Generator) -> Table:
+def shuffled(table: Table, rng: np.random.Generator) -> Table:
     """The table with damages that say nothing but that less is worse."""
     return [
         [replace(option, damage=factor * 2.0**-rank) for option, rank in zip(row, _ranks(row), strict=True)]
