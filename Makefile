@@ -53,6 +53,7 @@ ifneq ($(TRAIN),)
 	$(BIN)/python benchmarks/rewrites.py --model build/model --calibration $(TRAIN) --test $(TEST)
 	$(BIN)/python benchmarks/weight_shape.py --model build/model
 	$(BIN)/python benchmarks/recovery.py --model build/model --calibration $(TRAIN) --test $(TEST)
+	$(BIN)/python benchmarks/prediction.py --model build/model --calibration $(TRAIN)
 	$(BIN)/python benchmarks/allocation.py --model build/model --calibration $(TRAIN) --test $(TEST)
 	$(BIN)/python benchmarks/shelf.py --model build/model --calibration $(TRAIN) --test $(TEST)
 	$(BIN)/python benchmarks/activations.py --model build/model --calibration $(TRAIN) --test $(TEST)
