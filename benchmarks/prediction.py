@@ -2,9 +2,9 @@
 
     python benchmarks/prediction.py --model DIR --calibration TRAIN.txt [--bits 2.5,3,3.5,4,5] [--seed 0]
 
-DIR holds the model of benchmarks/peer_scripts/make_model.py. The plan predicted is the one that is carried out, with the
-calibration windows that compress shows its methods; measured is what the summary of its artifact says, on windows that
-neither saw. `inside` says whether the measured KL is in the predicted interval.
+DIR holds the model of benchmarks/peer_scripts/make_model.py. The plan predicted is the one that is carried out, with
+the calibration windows that compress shows its methods; measured is what the summary of its artifact says, on windows
+that neither saw. `inside` says whether the measured KL is in the predicted interval.
 """
 
 import argparse
