@@ -16,7 +16,7 @@ from pennyweight.errors import InfeasibleBudget
 from pennyweight.formats import Grid
 from pennyweight.methods.allocation import IntegerProgram
 from pennyweight.plan import Option, Stage, Step
-from pennyweight.problem import Choice, Limit, Problem, Table, options_of
+from pennyweight.problem import Choice, Limit, Problem, Table, choice_of, options_of
 
 METHODS = catalogue.classes("search")
 every_method = pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.name)
@@ -168,3 +168,46 @@ def test_thompson_needs_a_third_of_the_tokens_of_evopress() -> None:
         spent[name] += truth.tokens
     assert spent["thompson"] <= spent["evopress"] / 3
     assert above["thompson"] <= above["evopress"]
+
+
+@dataclass
+class Paired(Truth):
+    """Two options that together cost much more, or much less, than their sum.
+
+    Args:
+        pair: group and place of each.
+        times: what both cost together, over their sum.
+    """
+
+    pair: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (1, 0))
+    times: float = 1.0
+
+    def kl(self, choice: Choice) -> float:
+        together = all(choice[group] == place for group, place in self.pair)
+        alone = 1.7 * sum(self.table[group][place].damage * self.factors[group][place] for group, place in self.pair)
+        return super().kl(choice) + (self.times - 1) * alone * together
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ["thompson", "evopress"])
+def test_a_pair_that_is_fatal_together_is_avoided(name: str, seed: int) -> None:
+    """The sum of damages chooses it: each alone is harmless. What measures must not."""
+    table = table_of(30 + seed)
+    problem = limit_of(table, 3.0)
+    predicted = choice_of(table, solve(table, problem))
+    low = [group for group, place in enumerate(predicted) if place <= 1][:2]
+    pair = ((low[0], predicted[low[0]]), (low[1], predicted[low[1]]))
+    truth = Paired(table, seed=seed, pair=pair, times=200.0)
+    found = list(catalogue.find(name, "search").search(table, problem, truth, solve=solve, seed=seed))
+    assert truth.kl(predicted) > 3 * Truth(table, seed=seed).kl(predicted)
+    assert truth.kl(found[-1]) <= 1.05 * Truth(table, seed=seed).kl(predicted)
+
+
+def test_a_lower_sum_of_damages_can_be_a_worse_network() -> None:
+    """Why anything is measured at all (EvoPress): the order of sums is not the order of what they cost together."""
+    table = table_of(31)
+    a, b = ((0,) * 24, (1, 1, *(0,) * 22))
+    truth = Paired(table, pair=((0, 1), (1, 1)), times=50.0)
+    sums = [sum(option.damage for option in options_of(table, choice)) for choice in (a, b)]
+    assert sums[1] < sums[0]
+    assert truth.kl(b) > truth.kl(a)

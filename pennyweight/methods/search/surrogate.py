@@ -5,8 +5,8 @@ value. What is not known of the factors is a Gaussian process: options of one ki
 groups err together, and each has something of its own. That is Bayesian linear regression on the measured choices, with
 a closed form (Rasmussen, Williams. Gaussian Processes for Machine Learning. MIT Press 2006, chapter 2); a function of
 the factors is drawn by Matheron's rule (Wilson et al. Efficiently Sampling Functions from Gaussian Process Posteriors.
-arXiv:2002.09309). What does not add up is noise to it, in proportion to what was measured; scale and noise are those of
-the greatest evidence, given what they usually are.
+arXiv:2002.09309). What does not add up is noise to it, in proportion to what was measured, and a choice that all others
+speak against is believed less; scale and noise are those of the greatest evidence, given what they usually are.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ COMMON = 1.0  # standard deviation of what all factors have in common, beside th
 SPREADS = (0.1, 0.2, 0.4, 0.8)  # standard deviations of factors that are tried
 NOISES = (0.005, 0.01, 0.02, 0.04, 0.08)  # relative errors of a measured sum that are tried
 USUAL, DOUBT = (0.4, 0.05), 0.7  # what both are before anything was measured, and how far off in logarithm
+FAR, PASSES = 3.0, 3  # standard deviations beyond which a measurement is doubted, and how often that is looked at
 LEAST = 0.05  # of the common factor: a damage stays a damage
 
 
@@ -67,19 +68,30 @@ class Surrogate:
         y = np.array(self.scores)
         phi = self._features(self.choices)
         self.scale = float(np.median(y / np.maximum(phi.sum(1), 1e-300)))
+        self._phi, self._residual, self._root = phi, y / self.scale - phi.sum(1), None
+        doubted = np.ones(len(y))
+        for _ in range(PASSES):
+            self._choose(doubted * y / self.scale)
+            inverse = cho_solve(self._factor, np.eye(len(y)))
+            # What the others say of each choice, against what was measured: far off, it does not add up, and says less.
+            surprise = np.abs(cho_solve(self._factor, self._residual)) / np.sqrt(np.diag(inverse))
+            doubted = np.where(surprise > FAR, doubted * surprise / FAR, doubted)
+
+    def _choose(self, errors: Floats) -> None:
+        """Spread and noise of the greatest evidence, for errors up to a factor."""
         best: tuple[float, float, float] | None = None
         for spread, noise in itertools.product(SPREADS, NOISES):
-            found = _evidence(phi @ self._prior(spread) @ phi.T, y / self.scale - phi.sum(1), noise * y / self.scale)
+            signal = self._phi @ self._prior(spread) @ self._phi.T
+            found = _evidence(signal, self._residual, noise * errors)
             found -= (np.log(spread / USUAL[0]) ** 2 + np.log(noise / USUAL[1]) ** 2) / (2 * DOUBT**2)
             if best is None or found > best[0]:
                 best = (found, spread, noise)
         assert best is not None
         _, self.spread, self.noise = best
-        self._covariance = self._prior(self.spread)
-        self._gain = phi @ self._covariance
-        gram = self._gain @ phi.T + np.diag((self.noise * y / self.scale) ** 2)
-        self._factor = cho_factor(gram + 1e-12 * np.trace(gram) / len(y) * np.eye(len(y)))
-        self._phi, self._residual, self._root = phi, y / self.scale - phi.sum(1), None
+        self._covariance, self._errors = self._prior(self.spread), self.noise * errors
+        self._gain = self._phi @ self._covariance
+        gram = self._gain @ self._phi.T + np.diag(self._errors**2)
+        self._factor = cho_factor(gram + 1e-12 * np.trace(gram) / len(gram) * np.eye(len(gram)))
 
     def predict(self, choice: Choice) -> tuple[float, float]:
         """Mean and standard deviation of the KL of a choice, what does not add up included."""
@@ -99,7 +111,7 @@ class Surrogate:
             size = len(self._covariance)
             self._root = np.linalg.cholesky(self._covariance + 1e-9 * np.trace(self._covariance) / size * np.eye(size))
         prior = self._root @ rng.standard_normal(len(self._root))
-        noise = self.noise * np.array(self.scores) / self.scale * rng.standard_normal(len(self.scores))
+        noise = self._errors * rng.standard_normal(len(self._errors))
         return self._table(prior + self._gain.T @ cho_solve(self._factor, self._residual - self._phi @ prior - noise))
 
     def _table(self, factors: Floats) -> tuple[tuple[Option, ...], ...]:
