@@ -77,7 +77,7 @@ def test_a_weight_that_died_in_training_counts_as_it_is_hidden() -> None:
 
 
 def test_without_strength_it_is_end_to_end_to_the_bit() -> None:
-    (one, first), (two, second) = recovered(EndToEnd(steps=12)), recovered(Tequila(steps=12, strength=0.0))
+    (one, first), (two, second) = recovered(EndToEnd(steps=12, rate=0.005)), recovered(Tequila(steps=12, strength=0.0))
     assert first["kept"]
     assert first["after"] == second["after"]
     assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)

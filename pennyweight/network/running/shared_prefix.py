@@ -29,7 +29,7 @@ LENGTH_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")  # where confi
 PROMPT, ANSWERS = 19, (6, 2)  # tokens of the check
 # Relative rounding error of logits and gradients, over epsilon and the root of the number of layers: at most this in
 # float32, and in 16 bits, whose products are summed in float32.
-ROUNDING, ROUNDING_16 = 16.0, 2.0
+ROUNDING, ROUNDING_16 = 16.0, 2.5
 COARSER = {"high": 2.0**-10, "medium": 2.0**-7}  # epsilon of float32 products where PyTorch is told to hurry
 CHANCE = ("drop", "jitter")  # attributes of modules that hold a rate of random changes while training
 
