@@ -113,6 +113,19 @@ def parser() -> argparse.ArgumentParser:
     explain.add_argument("artifact", metavar="DIR", help="what compress wrote")
     _common(explain, network=False)
 
+    check = verbs.add_parser("check", help="load files in their engine, and compare its logits with ours")
+    check.add_argument("path", metavar="FILES", help="what compress wrote, another directory, or a .gguf file")
+    check.add_argument("--engine", metavar="NAME", help="transformers or llama.cpp; else the one they were written for")
+    check.add_argument("--python", metavar="PATH", help="an interpreter that has the engine; else this one, if it has")
+    check.add_argument("--within", type=float, default=0.02, metavar="KL", help="nats a token (%(default)s)")
+    check.add_argument("--on", metavar="TEXT", help=f"text to read: {TEXT}")
+    check.add_argument("--windows", type=at_least(1), default=4, metavar="N", help="of that text (%(default)s)")
+    check.add_argument("--length", type=at_least(2), default=128, help="tokens in a window (%(default)s)")
+    _common(check, network=False)
+    check.add_argument(
+        "--allow-network", action="store_true", help="install the engine into an environment that is removed afterwards"
+    )
+
     inspect = verbs.add_parser("inspect", help="blocks, sites, shapes, tied tensors, and what each engine could take")
     _model(inspect)
     inspect.add_argument(

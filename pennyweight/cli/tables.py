@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pennyweight import catalogue
+from pennyweight.flow.check import Checked
 from pennyweight.flow.delivery import Outcome
 from pennyweight.methods.certification.statement import amount
 
@@ -139,3 +140,27 @@ def listing(value: Mapping[str, Any]) -> None:
             table.add_row(*(str(row[column]) for column in columns))
         console.print(table)
         console.print()
+
+
+def checked(found: Checked, within: float) -> None:
+    """What an engine did with the files."""
+    console = _console()
+    if not found.loaded:
+        console.print(f"{found.engine} does NOT load it.")
+        console.print(Text(found.said))
+        return
+    table = Table(title=f"{found.engine} ({found.version})", title_justify="left", show_edge=False, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("loads", "yes")
+    table.add_row("KL of our loader from it, nats per token", f"{found.kl:.2e}")
+    table.add_row("same likeliest token", f"{percent(found.agreement, sign=False)} of {found.positions:,}")
+    table.add_row("largest difference of a logit", f"{found.largest:.3g}")
+    table.add_row("seconds to load", f"{found.loading:.1f}")
+    table.add_row("tokens a second, reading", f"{found.prefill:,.0f}")
+    table.add_row("tokens a second, writing", f"{found.decode:,.1f}")
+    console.print(table)
+    same = found.holds(within)
+    console.print(
+        f"\nIt computes {'what' if same else 'something else than what'} was certified (KL up to {within:g})."
+    )

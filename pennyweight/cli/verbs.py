@@ -26,6 +26,7 @@ from pennyweight.export.engines import ENGINES, find
 from pennyweight.flow import artifact
 from pennyweight.flow.certifying.pair import Judging, certify_pair
 from pennyweight.flow.certifying.record import certificate_schema
+from pennyweight.flow.check import check as run_check
 from pennyweight.flow.compress import compress as run_compress
 from pennyweight.flow.load import load
 from pennyweight.flow.make_plan import check_files, usual_dtype
@@ -97,6 +98,22 @@ def frontier(arguments: Namespace) -> int:
 def predict(arguments: Namespace) -> int:
     """Say what compress would end with."""
     return budgeting.predict(arguments, _one_budget(arguments), _settings(arguments))
+
+
+def check(arguments: Namespace) -> int:
+    """Load files in their engine; exit 1 when it cannot, or computes something else."""
+    found = run_check(
+        arguments.path, engine=arguments.engine, python=arguments.python, text=arguments.on,
+        windows=arguments.windows, length=arguments.length, allow_network=arguments.allow_network,
+        progress=_progress(arguments),
+    )  # fmt: skip
+    holds = found.holds(arguments.within)
+    if arguments.json:
+        numbers = {name: value if value != float("inf") else None for name, value in vars(found).items()}
+        _json({**numbers, "within": arguments.within, "holds": holds})
+    else:
+        tables.checked(found, arguments.within)
+    return 0 if holds else 1
 
 
 def plan(arguments: Namespace) -> int:
@@ -201,8 +218,8 @@ def schema(arguments: Namespace) -> int:
 
 VERBS = {
     "compress": compress, "certify": certify, "measure": measure, "power": power, "tails": tails, "plan": plan,
-    "frontier": frontier, "predict": predict, "explain": budgeting.explain, "inspect": inspect, "rewrite": rewrite,
-    "prove": prove, "verify": verify, "report": report, "list": listing, "schema": schema,
+    "check": check, "frontier": frontier, "predict": predict, "explain": budgeting.explain, "inspect": inspect,
+    "rewrite": rewrite, "prove": prove, "verify": verify, "report": report, "list": listing, "schema": schema,
 }  # fmt: skip
 
 

@@ -41,6 +41,9 @@ class Engine:
         fused_groups: sites that read one edge (q, k, v; gate, up) must get one format, because the engine joins them.
         notes: what a user should know before choosing it.
         snippet: how to load a model; `{path}` is where it lies.
+        probe: program of `export/probes/` that runs it; empty where there is none.
+        modules: that an interpreter must be able to import to run the probe.
+        needs: packages beside `checked_with` that it takes.
     """
 
     name: str
@@ -56,6 +59,9 @@ class Engine:
     fused_groups: bool = False
     notes: tuple[str, ...] = ()
     snippet: str = field(repr=False)
+    probe: str = ""
+    modules: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
     @property
     def version(self) -> str:
@@ -148,6 +154,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("{path}", dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained("{path}")
 """,
+    probe="transformers.py",
+    modules=("compressed_tensors", "accelerate", "transformers"),
+    needs=("torch", "accelerate"),
 )
 
 VLLM = Engine(
@@ -204,6 +213,8 @@ llama-cli -m "{path}/model.gguf" -p "Once upon a time"
 # or in Python: pip install llama-cpp-python
 # llama_cpp.Llama("{path}/model.gguf")("Once upon a time")
 """,
+    probe="llama_cpp.py",
+    modules=("llama_cpp",),
 )
 
 ENGINES = (TRANSFORMERS, VLLM, LLAMA_CPP)
