@@ -79,6 +79,9 @@ def parser() -> argparse.ArgumentParser:
         "--max-windows", type=at_least(1), metavar="N", help="certification units scored at most, a candidate"
     )
     compress.add_argument(
+        "--search", default="", metavar="NAME", help="measure candidates and learn from them: thompson, evopress"
+    )
+    compress.add_argument(
         "--study", metavar="FILE", help="where a search remembers what it measured; without it, DIR.study.sqlite"
     )
     _judging(compress)
@@ -306,9 +309,6 @@ def _search(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--allocation", default="integer_program", help="the allocator (%(default)s)")
     verb.add_argument("--pricing", default="kronecker", help="what predicts damages (%(default)s)")
-    verb.add_argument(
-        "--search", default="", metavar="NAME", help="measure candidates and learn from them: thompson, evopress"
-    )
     verb.add_argument("--speed", metavar="X", help="layers must be this much faster than dense, such as 2x")
     verb.add_argument("--latency", metavar="FILE", help="times of the engine by shape and format, for --speed")
     verb.add_argument("--machine", metavar="NAME", help="where it will run, as the times name it; else this machine")

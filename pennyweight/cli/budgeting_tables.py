@@ -29,12 +29,12 @@ def frontier(found: Frontier, page: Path) -> None:
             f"plans/{point.plan:02d}.toml", f"{point.bytes / 1e6:,.1f} MB", f"{point.bits:.2f}", f"{point.kl:.4g}",
             f"{point.low:.3g} to {point.high:.3g}", f"{point.predicted:.3g}",
         )  # fmt: skip
-    console = Console(highlight=False)
+    console, middle = Console(highlight=False), found.points[len(found.points) // 2].plan
     console.print(table)
     console.print(
         f"\n{len(found.points)} plans, each measured on {found.tokens} tokens; nothing here is certified.\n"
         f"The picture is {page}; have a plan certified with\n"
-        f"  pennyweight compress MODEL --out small/ --plan {found.out}/plans/07.toml --lose 'kl 0.05'",
+        f"  pennyweight compress MODEL --out small/ --plan {found.out}/plans/{middle:02d}.toml --lose 'kl 0.05'",
         soft_wrap=True,
     )
 
@@ -64,9 +64,9 @@ def explained(found: Mapping[str, Any]) -> None:
         console.print(f"One more megabyte would save {more:.3g} nats per token, as predicted.")
     if less is not None:
         console.print(f"One megabyte less would cost {less:.3g}.")
-    for title, key, sign in (("worth more bits first", "dearer", 1), ("could give bits first", "cheaper", -1)):
+    for title, key in (("worth more bits first", "dearer"), ("could give bits first", "cheaper")):
         groups = [group for group in found["groups"] if group[key]]
-        groups.sort(key=lambda group: sign * group[key][2] / abs(group[key][1]))
+        groups.sort(key=lambda group: group[key][2] / abs(group[key][1]))
         table = Table(title=title, title_justify="left", show_edge=False)
         for heading in ("sites", "has", "next", "bytes", "nats per token"):
             table.add_column(heading, justify="left" if heading in ("sites", "has", "next") else "right")

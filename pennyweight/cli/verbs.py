@@ -251,8 +251,13 @@ def _settings(arguments: Namespace) -> Settings:
         "scope": getattr(arguments, "scope", "corpus"), "bound": getattr(arguments, "bound", None),
         "groups": getattr(arguments, "groups", None), "reserve": getattr(arguments, "reserve", False),
         "certification_windows": getattr(arguments, "max_windows", None), "rewrites": arguments.rewrite,
-        "recovery": arguments.recover, "search": arguments.search, "pricing": arguments.pricing,
+        "recovery": arguments.recover, "search": getattr(arguments, "search", ""), "pricing": arguments.pricing,
     }  # fmt: skip
+    if arguments.latency is not None and arguments.speed is None:
+        raise InvalidBudget(
+            "times of an engine, and no speed that is wanted", expected="both, or neither", mend="--speed 2x",
+            site="--latency",
+        )  # fmt: skip
     if arguments.speed is not None:
         given |= {"speed": factor(arguments.speed), "latency": _latency(arguments)}
     if arguments.threads:
@@ -263,8 +268,8 @@ def _settings(arguments: Namespace) -> Settings:
     catalogue.find(arguments.method, "quantization")
     catalogue.find(arguments.allocation, "allocation")
     catalogue.find(arguments.pricing, "pricing")
-    if arguments.search:
-        catalogue.find(arguments.search, "search")
+    if given["search"]:
+        catalogue.find(given["search"], "search")
     torch.set_num_threads(given.get("threads", torch.get_num_threads()))
     return Settings(**given)
 

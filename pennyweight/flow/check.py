@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pennyweight.errors import InvalidModel, MissingExtra, UnknownName
+from pennyweight.errors import InvalidModel, MissingExtra, MissingFile, UnknownName
 from pennyweight.export.engines import ENGINES, Engine, find
 from pennyweight.export.probes import FOLDER
 from pennyweight.flow import artifact
@@ -92,17 +92,18 @@ def check(
     Raises:
         MissingExtra: no interpreter has the engine, and none may be made.
         InvalidModel: our own loader cannot read the files.
+        MissingFile: there are none of the kind that the engine reads.
         UnknownName: no such engine, or one that nobody can run here.
     """
     place = Path(path)
     row = _engine(place, engine)
+    files = _file_of(place) if row.file_format == "gguf" else place
     network = load(place)
     tokens = sample(text, network, count=windows, length=length).ids
     with tempfile.TemporaryDirectory() as temporary, interpreter(row, python, allow_network, progress) as runs:
         given, out = Path(temporary) / "tokens.npy", Path(temporary) / "logits.npz"
         np.save(given, tokens.numpy())
         with progress.stage(f"running {row.name}", 1):
-            files = _file_of(place) if row.file_format == "gguf" else place
             said = _run([str(runs), str(FOLDER / row.probe), str(files), str(given), str(out)])
         if not out.is_file():
             return Checked(engine=row.name, version="", loaded=False, said=said)
@@ -182,7 +183,13 @@ def _engine(place: Path, name: str | None) -> Engine:
 
 
 def _file_of(place: Path) -> Path:
-    return next(iter(sorted(place.glob("*.gguf")))) if place.is_dir() else place
+    found = sorted(place.glob("*.gguf")) if place.is_dir() else [place]
+    if not found:
+        raise MissingFile(
+            "there is no GGUF file here", expected="what compress --for llama.cpp wrote", mend="--engine transformers",
+            site=str(place),
+        )  # fmt: skip
+    return found[0]
 
 
 def _run(command: list[str]) -> str:

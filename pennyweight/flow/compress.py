@@ -28,6 +28,7 @@ from pennyweight.flow.options import outline, predictor
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.recover import check_recovery
 from pennyweight.flow.rewrite import check_rewrites, rewrite
+from pennyweight.flow.search.study import open_study
 from pennyweight.flow.settings import Settings
 from pennyweight.flow.text import texts
 from pennyweight.flow.versions import versions
@@ -84,6 +85,7 @@ def compress(
     reference = load(model, allow_network=allow_network)
     settings = replace(settings, dtype=settings.dtype or usual_dtype(reference))
     if plan is not None:
+        _check_alone(settings)
         settings = _settings_of(plan, settings)
     check_rewrites(settings.rewrites, calibrated=True)
     check_recovery(settings.recovery, reference, {kind.name: kind.examples()[0] for kind in engine.reads.kinds})
@@ -111,6 +113,10 @@ def compress(
     if out.exists() and any(out.iterdir()):
         return finished(out, run, header)
     torch.set_num_threads(settings.threads)
+    remembered = out.parent / f"{out.name}.study.sqlite" if study is None else Path(study)
+    if settings.search:
+        with open_study(remembered, ""):  # refused here, not after every option was carried out
+            pass
     if not (run / "weights-checked.json").exists():
         check_weights(reference, settings.dtype or "float16", progress)
     with open_run(run, header) as journal:
@@ -124,7 +130,7 @@ def compress(
         job = Job(
             reference, network, words, asked, limit, populations, {on: pilot for on, (pilot, _) in tasks.items()},
             settings, journal, progress, of_value(header), str(header["code"]),
-            out.parent / f"{out.name}.study.sqlite" if study is None else Path(study),
+            remembered,
         )  # fmt: skip
         ladder = job.ladder(plan)
         rungs, judged, best = job.certify(ladder)
@@ -139,6 +145,16 @@ def compress(
             close_opening(opening, verdict_of(judged[best.key].certificate))
     shutil.rmtree(run)
     return outcome_of(out)
+
+
+def _check_alone(settings: Settings) -> None:
+    """Refuse what a plan that is handed in leaves nothing to do for."""
+    for name, asked in (("--search", bool(settings.search)), ("--speed", settings.latency is not None)):
+        if asked:
+            raise InvalidBudget(
+                f"{name} beside a plan that is to be carried out", expected="a plan, or a search for one",
+                mend=f"leave {name} out, or --plan", site=name,
+            )  # fmt: skip
 
 
 def _settings_of(plan: Plan, settings: Settings) -> Settings:
@@ -163,10 +179,12 @@ def _check_possible(
     if plan is not None:
         check_plan(plan, network, model=reference.source.fingerprint)
         check_recovery(plan.recovery, network, plan.formats())
-    elif limit is not None or settings.latency is not None:
+    else:
         table = outline(network, find(settings.engine), dtype=settings.dtype)
         planner = planner_of(network, settings, table, model=reference)
-        planner.within(*([planner.limit(limit)] if limit is not None else []))
+        planner.check_any()
+        if limit is not None or settings.latency is not None:
+            planner.within(*([planner.limit(limit)] if limit is not None else []))
 
 
 def _limit(budgets: Sequence[Budget]) -> Budget | None:

@@ -22,7 +22,8 @@ class Reason:
         step: chosen.
         bytes: of it.
         damage: predicted, nats per token.
-        dearer: the larger option that saves most nats a byte: its step, bytes more, nats less; None if there is none.
+        dearer: the larger option that saves most nats a byte: its step, bytes more, nats less; None if the table has
+            none.
         cheaper: the smaller option that costs fewest nats a byte: its step, bytes less, nats more.
     """
 
@@ -57,7 +58,7 @@ def chosen_by(table: Table, plan: Plan) -> list[Option]:
 def prices(reasons: Sequence[Reason]) -> tuple[float | None, float | None]:
     """Nats a megabyte: what the next one would save, and what one less would cost; None where there is no such move.
 
-    The first is at most the second where the plan is the best of its size.
+    The first is usually at most the second where the plan is the best of its size; whole steps can make it otherwise.
     """
     saved = [-change / more for reason in reasons if reason.dearer for _, more, change in [reason.dearer] if more > 0]
     spent = [change / -less for reason in reasons if reason.cheaper for _, less, change in [reason.cheaper] if less < 0]

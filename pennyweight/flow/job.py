@@ -146,6 +146,7 @@ class Job:
         if plan is not None:
             return [self.build(plan)]
         planner = self.planner()
+        planner.check_any()
         if self.settings.search:
             limit = planner.limit(self.limit) if self.limit else Limit("damage", PROBE * allowed_before(self.claims))
             refined = self.search().refine(planner.table, [limit, *planner.always])
@@ -243,7 +244,8 @@ class Job:
         strains = {one.budget.label: strain([one], self.scores(candidate)) for one in self.claims}
         tightest = max(strains, key=lambda label: strains[label], default="")
         binding = self.limit.label if self.limit is not None else tightest
-        return explain(self.table.groups, candidate.plan, binding)
+        fast = f", and {self.settings.speed:g} times the speed of dense" if self.settings.latency is not None else ""
+        return explain(self.table.groups, candidate.plan, f"{binding}{fast}")
 
     def _rung(self, candidate: Candidate, judged: Judged | None, chosen: bool) -> dict[str, Any]:
         means = {name: float(m.degradation.mean()) for name, m in candidate.selection.items()}

@@ -60,7 +60,7 @@ class Planner:
         Raises:
             InfeasibleBudget: there is none, or nothing at all can be compressed.
         """
-        self._check_any()
+        self.check_any()
         return self.plan(
             catalogue.find(self.allocation, "allocation").allocate(self.table.groups, Problem.of(*limits, *self.always))
         )
@@ -76,7 +76,7 @@ class Planner:
             InfeasibleBudget: even the smallest plan is larger; it says how large.
             InvalidBudget: a metric that no plan predicts.
         """
-        self._check_any()
+        self.check_any()
         if budget.metric in ("perplexity", "kl"):  # for small losses both are the damage that is predicted
             return Limit("damage", share * budget.margin)
         if budget.metric == "size":
@@ -141,7 +141,12 @@ class Planner:
     def _fixed(self) -> int:
         return self.table.fixed_bytes + self.beside
 
-    def _check_any(self) -> None:
+    def check_any(self) -> None:
+        """Refuse a network of which the engine takes nothing compressed.
+
+        Raises:
+            InfeasibleBudget: it says why.
+        """
         if not self.table.groups:
             raise InfeasibleBudget(
                 f"{self.engine.name} takes nothing of this model compressed: "

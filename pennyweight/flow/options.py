@@ -120,10 +120,15 @@ def timed(table: Table, network: Network, latency: Latency, speed: float) -> tup
     """
     groups, dense = [], 0.0
     for row in table.groups:
-        shapes, found = [network.by_name[name].shape for name in row[0].sites], []
+        sites, found = [network.by_name[name] for name in row[0].sites], []
+        shapes = [
+            site.shape for site in sites if site.role != "embedding"
+        ]  # a row of a table is looked up, not multiplied
         for option in row:
             format = option.step.stages[0].format
-            if isinstance(format, Dense):
+            if not shapes:
+                time = 0.0
+            elif isinstance(format, Dense):
                 time = latency.of(shapes, "dense")
                 dense += time
             elif latency.knows(shapes, format.label()):
@@ -277,7 +282,7 @@ def predict_group(
         method: the quantizer, by name.
         pricing: what turns expected changes into a damage, by name.
     """
-    rows, minds = [], []
+    rows, minds, stands = [], [], []
     for site in group:
         weight = network.source.read(network.stored_name(site.parameter)).float()
         check_finite(site.parameter, weight)
@@ -286,11 +291,12 @@ def predict_group(
         share = fisher.sum() / fisher[chosen].sum().clamp(min=1e-300)  # the rows left out weigh what these do
         rows.append(weight[chosen])
         minds.append(fisher[chosen] * share)
+        stands.append(torch.full((len(chosen),), site.shape[0] / len(chosen)))
     # Sites of a group read one edge, so that one factorisation serves them all.
     seen, weight = statistics[group[0].reads], torch.cat(rows)
     change = Change(
         weight=weight, formats=formats, outputs=predictor(method, kinds).predict(weight, seen, formats),
-        fisher=torch.cat(minds), gram=seen.require_gram(),
+        fisher=torch.cat(minds), gram=seen.require_gram(), stands_for=torch.cat(stands),
     )  # fmt: skip
     damages = catalogue.find(pricing, "pricing").price(change).tolist()
     return [(f"{method} {format.label()}", damage) for format, damage in zip(formats, damages, strict=True)]

@@ -13,6 +13,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from pennyweight.budget import Budget
 from pennyweight.export.engines import find
 from pennyweight.flow.collect import Collected, collect
@@ -24,6 +26,7 @@ from pennyweight.flow.load import load
 from pennyweight.flow.make_plan import Planner, check_files, usual_dtype
 from pennyweight.flow.options import outline, predict_group, predictor, tabulate
 from pennyweight.flow.progress import QUIET, Progress
+from pennyweight.flow.rewrite import rewrite
 from pennyweight.flow.search.bank import Bank
 from pennyweight.flow.search.evaluate import Evaluator, world_of
 from pennyweight.flow.search.study import open_study
@@ -51,7 +54,7 @@ class Prediction:
         low: end of an interval.
         high: its other end.
         factor: measured over predicted damage, after plain rounding.
-        minutes: that `compress` would take on this machine, at its present load.
+        minutes: that `compress` would take on this machine, at its present load, without a search or recovery.
         peak_memory: bytes, of this process so far: `compress` goes through the same stages.
     """
 
@@ -90,13 +93,14 @@ def predict(
         PennyweightError: see `errors`.
     """
     settings = settings or Settings()
-    network = load(model, allow_network=allow_network)
+    torch.set_num_threads(settings.threads)
+    reference = network = load(model, allow_network=allow_network)
     settings = replace(settings, dtype=settings.dtype or usual_dtype(network))
     assert settings.dtype is not None
     engine = find(settings.engine)
     check_files(network, engine, settings.dtype)
     predictor(settings.method, engine.reads.kinds)
-    if not budget.is_claim:  # sizes are known beforehand
+    if not settings.rewrites:  # sizes are known beforehand, and so is which metrics can be predicted
         planner_of(network, settings, outline(network, engine, dtype=settings.dtype), model=network).limit(budget)
     words = texts(
         network, calibration, None, length=settings.length, count=WINDOWS, selection=settings.selection_windows,
@@ -104,6 +108,10 @@ def predict(
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as work, open_run(Path(work) / "run", {}) as journal:
         start = time.monotonic()
+        network, _ = rewrite(
+            reference, settings.rewrites, calibration=words.calibration, seed=settings.seed, journal=journal,
+            progress=progress,
+        )  # fmt: skip
         collected = collect(
             network, words.calibration, journal, fisher_windows=FISHER_WINDOWS, seed=settings.seed, progress=progress
         )
@@ -112,13 +120,13 @@ def predict(
             network, collected, engine, journal, dtype=settings.dtype, method=settings.method,
             pricing=settings.pricing, progress=progress,
         )  # fmt: skip
-        planner = planner_of(network, settings, table, model=network)
+        planner = planner_of(network, settings, table, model=reference)
         plan = planner.for_budget(budget, share=PREDICTED_SHARE)
         tabulated = time.monotonic() - start - seen
         choice = [next(o for o in row if o.step == plan.steps.get(o.sites[0], o.step)) for row in table.groups]
+        carried = _carried(planner, choice, collected, journal)
         with progress.stage("rounding and measuring", 1):
             factor, scoring = _factor(planner, choice, collected, words, journal, settings)
-        carried = _carried(planner, choice, collected, journal)
     outside = sum(option.damage for option in choice if network.by_name[option.sites[0]].block is None)
     kl = (plan.damage - outside) * factor + outside  # tables outside the blocks are priced by measurement already
     candidates = 1 if not budget.is_claim else 1 + len(RUNGS)

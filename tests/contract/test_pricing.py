@@ -25,7 +25,7 @@ def change(seed: int = 0, *, identity: bool = False) -> Change:
     grids = [Grid(bits=bits, group_size=32) for bits in (2, 3, 4, 8)]
     fisher = torch.ones(24) if identity else torch.rand(24, generator=generator)
     outputs = RoundToNearest().predict(weight, Statistics(edge="x", gram=gram, count=200), grids)
-    return Change(weight=weight, formats=grids, outputs=outputs, fisher=fisher, gram=gram)
+    return Change(weight=weight, formats=grids, outputs=outputs, fisher=fisher, gram=gram, stands_for=torch.ones(24))
 
 
 @every_method
@@ -57,3 +57,17 @@ def test_trace_and_factors_agree_where_the_hessian_is_the_same_everywhere() -> N
     flat, bent = change(identity=True), change()
     torch.testing.assert_close(HessianTrace().price(flat), Kronecker().price(flat), rtol=1e-4, atol=0)
     assert (HessianTrace().price(bent) / Kronecker().price(bent) - 1).abs().max() > 0.01
+
+
+@every_method
+def test_rows_that_stand_for_others_count_for_them(kind: type[Any]) -> None:
+    """Every second row, counted twice, where all rows are alike."""
+    whole = change(identity=True)
+    even = replace(
+        whole, weight=whole.weight[:12].repeat(2, 1), outputs=whole.outputs[:, :12].repeat(1, 2), fisher=whole.fisher
+    )
+    half = replace(
+        even, weight=even.weight[:12], outputs=even.outputs[:, :12], fisher=2 * even.fisher[:12],
+        stands_for=2 * even.stands_for[:12],
+    )  # fmt: skip
+    torch.testing.assert_close(kind().price(half), kind().price(even), rtol=1e-5, atol=0)

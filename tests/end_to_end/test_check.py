@@ -12,7 +12,7 @@ from end_to_end import world
 from end_to_end.world import Nursery
 
 from pennyweight.cli import main
-from pennyweight.errors import MissingExtra, UnknownName
+from pennyweight.errors import MissingExtra, MissingFile, UnknownName
 from pennyweight.flow.check import check
 from pennyweight.flow.delivery import Outcome
 
@@ -123,3 +123,5 @@ def test_what_is_missing_is_said_before_any_work(gguf: Path, outcome: Outcome, t
     with pytest.raises(UnknownName, match="vllm") as refused:
         check(outcome.out, engine="vllm")
     assert "--engine transformers" in refused.value.mend
+    with pytest.raises(MissingFile, match="no GGUF file"):
+        check(outcome.out, engine="llama.cpp")

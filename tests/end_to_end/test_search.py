@@ -22,6 +22,7 @@ from pennyweight.flow.load import load
 from pennyweight.flow.options import tabulate
 from pennyweight.flow.search.refine import Search, interruptible
 from pennyweight.flow.steps import sample
+from pennyweight.methods.allocation import IntegerProgram
 from pennyweight.plan import Option
 from pennyweight.problem import Choice, Limit, Problem, Table, Trials, choice_of, options_of
 
@@ -117,6 +118,66 @@ def test_ctrl_c_goes_on_with_the_best_so_far(llama: Path, text: Path, tmp_path: 
     steps = [[option.step.label() for option in one.choice] for one in refined]
     assert steps[0] == steps[1], "a run that was stopped and goes on keeps the choice it was stopped at"
     assert options_of(refined[0].table.groups, choice_of(refined[0].table.groups, refined[0].choice))
+
+
+@dataclass(frozen=True)
+class Mute:
+    """Asks before it has found anything, and is stopped there."""
+
+    name: ClassVar[str] = "mute"
+
+    def search(
+        self, table: Table, problem: Problem, trials: Trials, *,
+        solve: Callable[[Table, Problem], Sequence[Option]], seed: int,
+    ) -> Iterator[Choice]:  # fmt: skip
+        os.kill(os.getpid(), signal.SIGINT)
+        trials.measure([(0,) * len(table)], tokens=64)
+        yield (0,) * len(table)
+
+
+def test_stopped_before_anything_was_found_it_takes_the_prediction(llama: Path, text: Path, tmp_path: Path) -> None:
+    network = load(llama)
+    with open_run(tmp_path / "run", {}) as journal:
+        collected = collect(network, sample(text, network, count=8, length=32), journal, fisher_windows=4)
+        table = tabulate(network, collected, find("transformers"), journal, dtype="float16")
+        for _ in range(2):
+            refined = Search(
+                network=network, collected=collected, windows=sample(text, network, count=8, length=32, seed=1),
+                journal=journal, method=Mute(), allocation="integer_program", seed=0,  # type: ignore[arg-type]
+            ).refine(table, [Limit("damage", 0.05)])  # fmt: skip
+    predicted = IntegerProgram().allocate(table.groups, Problem.of(Limit("damage", 0.05)))
+    assert [o.step.label() for o in refined.choice] == [o.step.label() for o in predicted]
+
+
+def test_where_nothing_need_be_lost_nothing_is(llama: Path, text: Path, nursery: Nursery, tmp_path: Path) -> None:
+    """A size that admits the dense model: no damage is predicted, and none measured."""
+    arguments = command(llama, text, tmp_path / "large" / "small", METHOD)
+    arguments[arguments.index("--bits") + 1] = "16"
+    ended = nursery.run(arguments)
+    assert ended.code == 0, ended.stderr
+    assert record(tmp_path / "large" / "small", "search.json")["kl"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--plan", "plan.toml", "--search", "thompson"], "--search beside a plan"),
+        (["--study", "."], "this is no study"),
+        (["--latency", "times.json"], "no speed that is wanted"),
+        (["--speed", "2x"], "nothing is known of the engine's times"),
+    ],
+)
+def test_what_would_be_ignored_or_fail_late_is_refused(
+    more: list[str], said: str, llama: Path, text: Path, searched: Path, nursery: Nursery, tmp_path: Path
+) -> None:
+    out = tmp_path / "refused" / "small"
+    plan = (searched / "pennyweight/plan.toml").read_text()
+    (tmp_path / "plan.toml").write_text(plan)
+    more = [str(tmp_path / word) if word in ("plan.toml", ".") else word for word in more]
+    ended = nursery.run([*command(llama, text, out, METHOD), *more])
+    assert ended.code == 2
+    assert said in ended.stderr
+    assert not out.exists()
 
 
 def test_ctrl_c_twice_leaves() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -159,7 +160,8 @@ def test_choices_tried_together_are_what_they_are_alone(bank: tuple[Bank, Collec
     with open_study(tmp_path / "study.sqlite", "world") as study:
         trials = Evaluator(made, windows, study)
         together = trials.measure(choices, tokens=48, draw=2)
-        assert trials.spent == 6 * 48
+        assert trials.measured == 6
+        assert trials.asked[48, 2].keys() == set(choices)
     with open_study(tmp_path / "other.sqlite", "world") as study:
         alone = Evaluator(made, windows, study)
         assert [alone.measure([choice], tokens=48, draw=2)[0] for choice in choices] == together
@@ -221,3 +223,24 @@ def test_applying_a_plan_takes_what_the_bank_holds(bank: tuple[Bank, Collected])
         for name, weight in made.weights(one).items():
             site = next(site for site in made.network.sites if site.parameter == name)
             assert torch.equal(applied.compressed(site).dequantize(), weight)
+
+
+def test_choices_that_lose_nothing_do_not_break_the_surrogate() -> None:
+    table = [[option(f"{g}.q", b, 10 * b, 0.0 if b == 4 else 4.0**-b) for b in (2, 3, 4)] for g in range(4)]
+    for first in (0.0, 1e-9, -1e-9):
+        known = Surrogate(table)
+        known.learn([(2, 2, 2, 2)], [first])
+        known.learn([(0, 2, 2, 2), (1, 1, 2, 2)], [0.07, 0.03])
+        assert known.predict((0, 0, 2, 2))[0] > 0
+        assert all(option.damage >= 0 for row in known.drawn(np.random.default_rng(0)) for option in row)
+
+
+def test_another_programs_file_is_no_study(tmp_path: Path) -> None:
+    path = tmp_path / "other.sqlite"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE trial (name TEXT)")
+    connection.commit()
+    connection.close()
+    for wrong in (path, tmp_path, path / "inside"):
+        with pytest.raises(InvalidOutput, match="no study"), open_study(wrong, "one"):
+            pass

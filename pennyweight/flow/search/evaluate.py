@@ -7,6 +7,7 @@ all others as one: the KL between such summaries is at most the whole one and ne
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,8 +16,11 @@ import torch
 from torch import Tensor
 
 from pennyweight.corpus import Windows
+from pennyweight.errors import InvalidMeasurement
+from pennyweight.flow.artifact import code_hash
 from pennyweight.flow.search.bank import Bank
 from pennyweight.flow.search.study import Answer, Study
+from pennyweight.flow.versions import versions
 from pennyweight.network.running.stream import CHUNK_TOKENS, Stream
 from pennyweight.numerics.hashing import of_value
 from pennyweight.numerics.memory import release
@@ -43,8 +47,9 @@ def world_of(bank: Bank, windows: Windows, statistics: str) -> str:
     """
     groups = [list(options[0].sites) for options in bank.table]
     return of_value(
-        [bank.network.source.fingerprint, windows.fingerprint, statistics, groups, bank.seed, torch.get_num_threads()]
-    )
+        [bank.network.source.fingerprint, windows.fingerprint, statistics, groups, bank.seed, torch.get_num_threads(),
+         code_hash(), versions()]
+    )  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -57,8 +62,8 @@ class Evaluator:
         study: answers of earlier runs.
         seed: of the draws.
         stop: asked before every measurement; raises EnoughError where it says yes.
-        measured: choices measured here, those the study knew not counted.
-        spent: tokens they took.
+        asked: every answer given, by tokens and draw and then by choice, whether the study knew it or not.
+        measured: choices that the study did not know.
     """
 
     bank: Bank
@@ -66,8 +71,8 @@ class Evaluator:
     study: Study
     seed: int = 0
     stop: Callable[[], bool] | None = None
+    asked: dict[tuple[int, int], dict[Choice, Answer]] = field(default_factory=dict)
     measured: int = 0
-    spent: int = 0
     _reference: dict[tuple[int, int], list[_Summary]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -99,11 +104,21 @@ class Evaluator:
                 raise EnoughError
             part = missing[start : start + at_once]
             for choice, answer in zip(part, self._divergences(part, ids, tokens, draw), strict=True):
+                if not math.isfinite(answer.kl):
+                    raise InvalidMeasurement(
+                        "a choice gives a KL that is no number",
+                        expected="finite logits",
+                        site=str(self._labels(choice)[:3]),
+                    )
                 self.study.put(self._labels(choice), tokens, draw, answer)
                 found[choice] = answer
         self.measured += len(missing)
-        self.spent += len(missing) * ids.numel()
+        self.asked.setdefault((tokens, draw), {}).update(found)
         return [found[choice] for choice in choices]
+
+    def counted(self, tokens: int) -> int:
+        """Tokens that are really looked at where so many are asked for: whole windows, as many as there are."""
+        return int(self._ids(tokens, 0).numel())
 
     def _labels(self, choice: Choice) -> list[str]:
         return [option.step.label() for option in options_of(self.bank.table, choice)]

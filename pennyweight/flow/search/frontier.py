@@ -9,6 +9,8 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import torch
+from scipy.stats import t as student
 
 from pennyweight import catalogue
 from pennyweight.export.engines import find
@@ -35,7 +37,7 @@ from pennyweight.plan import Option, Plan
 from pennyweight.problem import Choice, Limit, Problem, choice_of
 
 SAFEST = 1e-3  # nats of predicted damage below which nobody looks for a smaller loss
-NORMAL = 1.959964  # quantile of a two-sided interval of 95 %
+CONFIDENCE = 0.95  # of an interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ class Frontier:
         model: name.
         engine: whose files the sizes are of.
         text: that was measured on.
-        tokens: of it.
+        tokens: of it, whole windows.
         bytes_16_bit: of all weights in 16 bits.
         points: by size.
     """
@@ -118,6 +120,7 @@ def frontier(
     run = out.parent / f"{out.name}.run"
     if not run.exists():
         check_empty(out)
+    torch.set_num_threads(settings.threads)
     reference = load(model, allow_network=allow_network)
     settings = replace(settings, dtype=settings.dtype or usual_dtype(reference))
     assert settings.dtype is not None
@@ -148,7 +151,8 @@ def frontier(
         measured = _measured(planner, spread(planner, points), collected, words, tokens, journal, path, progress)
         found = Frontier(
             out=out, model=reference.source.path.name, engine=settings.engine, text=words.selection.source,
-            tokens=tokens, bytes_16_bit=2 * weights_of(reference), points=tuple(point for point, _ in measured),
+            tokens=min(len(words.selection), max(1, tokens // settings.length)) * words.selection.ids.shape[1],
+            bytes_16_bit=2 * weights_of(reference), points=tuple(point for point, _ in measured),
         )  # fmt: skip
         _write(found, [plan for _, plan in measured], journal, of_value(header))
     shutil.rmtree(run)
@@ -166,10 +170,12 @@ def spread(planner: Planner, points: int) -> list[tuple[Option, ...]]:
         planner.within(Limit("damage", SAFEST))  # says why
     solver = catalogue.find(planner.allocation, "allocation")
     least = sum(min(option.bytes for option in row) for row in table)
-    most = sum(option.bytes for option in solver.allocate(table, Problem.of(Limit("damage", SAFEST))))
+    if planner.always:
+        least = sum(option.bytes for option in solver.allocate(table, Problem("bytes", planner.always)))
+    most = sum(o.bytes for o in solver.allocate(table, Problem.of(Limit("damage", SAFEST), *planner.always)))
     found: dict[tuple[str, ...], tuple[Option, ...]] = {}
     for size in np.linspace(least, max(least, most), points):
-        choice = solver.allocate(table, Problem.of(Limit("bytes", float(size) + 0.5)))
+        choice = solver.allocate(table, Problem.of(Limit("bytes", float(size) + 0.5), *planner.always))
         found.setdefault(tuple(option.step.label() for option in choice), choice)
     return list(found.values())
 
@@ -206,7 +212,9 @@ def _measured(
         for number, (choice, place) in enumerate(zip(choices, places, strict=True)):
             (answer,) = trials.answers([place], tokens=tokens)
             plan = planner.plan(choice)
-            reach = NORMAL * answer.error if np.isfinite(answer.error) else answer.kl
+            windows = trials.counted(tokens) // words.selection.ids.shape[1]
+            quantile = float(student.ppf((1 + CONFIDENCE) / 2, windows - 1)) if windows > 1 else float("inf")
+            reach = quantile * answer.error if windows > 1 else answer.kl
             point = Point(
                 plan=number, bytes=planner.size(choice), bits=8 * plan.bytes / weights, predicted=plan.damage,
                 kl=answer.kl, low=max(0.0, answer.kl - reach), high=answer.kl + reach,

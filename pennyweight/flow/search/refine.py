@@ -29,8 +29,9 @@ from pennyweight.flow.search.trim import trim
 from pennyweight.methods.search import Surrogate
 from pennyweight.network.network import Network
 from pennyweight.plan import Option
-from pennyweight.problem import Choice, Limit, Problem, options_of
+from pennyweight.problem import Choice, Limit, Problem, choice_of, options_of
 
+Asked = tuple[int, int, Choice, float]  # tokens, draw, choice, KL
 REACH = 1  # options to each side of the predicted one that a search may take
 
 
@@ -40,9 +41,9 @@ class Refined:
 
     Args:
         choice: of all groups.
-        table: with corrected damages, and only the options that were carried out.
+        table: with corrected damages.
         kl: of the choice on the search's tokens, nats per token.
-        record: what it took and found; earlier searches of the same study are counted too.
+        record: what it took and found; what a study knew beforehand is counted too.
     """
 
     choice: tuple[Option, ...]
@@ -84,8 +85,7 @@ class Search:
             InfeasibleBudget: nothing is within the limits.
         """
         solver = catalogue.find(self.allocation, "allocation")
-        asked = Problem.of(*limits)
-        chosen = solver.allocate(table.groups, asked)
+        chosen = solver.allocate(table.groups, Problem.of(*limits))
         size = Limit("bytes", float(sum(option.bytes for option in chosen)))
         problem = Problem.of(size, *(limit for limit in limits if limit.of not in ("bytes", "damage")))
         few = trim(table.groups, problem, chosen, reach=REACH)
@@ -95,52 +95,66 @@ class Search:
         path = self.study or self.journal.directory / "study.sqlite"
         with open_study(path, world) as study:
             trials = Evaluator(bank, self.windows, study, seed=self.seed)
-            found = self._searched(trials, few, problem, solver)
-            best = found[-1]
-            kl, *_ = trials.measure([best], tokens=trials.most)
-            corrected, rows = self._corrected(trials, few, table), study.rows()
+            found, asked = self._searched(trials, few, problem, solver)
+            best = found[-1] if found else choice_of(few, chosen)
+            (kl,) = trials.measure([best], tokens=trials.most)
+        corrected = _corrected(asked, few, table)
+        labels = [option.step.label() for option in options_of(few, best)]
+        choice = tuple(
+            next(o for o in row if o.step.label() == label)
+            for row, label in zip(corrected.groups, labels, strict=True)
+        )  # fmt: skip
         record = {
-            "method": self.method, "improved": len(found) - 1, "measured": len(rows),
-            "tokens": sum(tokens for tokens, *_ in rows), "kl": kl,
+            "method": self.method, "improved": max(0, len(found) - 1), "measured": len(asked),
+            "tokens": sum(trials.counted(tokens) for tokens, *_ in asked), "kl": kl,
             "predicted": sum(option.damage for option in options_of(few, best)),
         }  # fmt: skip
-        return Refined(choice=options_of(corrected.groups, best), table=corrected, kl=kl, record=record)
+        return Refined(choice=choice, table=corrected, kl=kl, record=record)
 
     def _searched(
         self, trials: Evaluator, table: Sequence[Sequence[Option]], problem: Problem, solver: Any
-    ) -> list[Choice]:
-        """Choices in the order they were found; the journal keeps them when the user says that they will do."""
+    ) -> tuple[list[Choice], list[Asked]]:
+        """Choices in the order they were found, and all that was tried; kept where the user says that they will do."""
         piece = "search/stopped.json"
         if self.journal.has(piece):
-            return [tuple(choice) for choice in self.journal.load(piece)]
+            kept = self.journal.load(piece)
+            return [tuple(c) for c in kept["found"]], [(t, d, tuple(c), kl) for t, d, c, kl in kept["asked"]]
         searcher, found = catalogue.find(self.method, "search"), list[Choice]()
+        stopped = False
         with self.progress.stage("searching", 1), interruptible() as enough:
             trials.stop = enough
             try:
                 for choice in searcher.search(table, problem, trials, solve=solver.allocate, seed=self.seed):
                     found.append(choice)
             except EnoughError:
-                self.journal.save(piece, found)
+                stopped = True
             finally:
                 trials.stop = None
-        return found
-
-    def _corrected(self, trials: Evaluator, few: Sequence[Sequence[Option]], table: Table) -> Table:
-        """Damages as the study now has them, from what was measured on the tokens most choices met on."""
-        rows = [(tokens, kl, labels) for tokens, draw, kl, labels in trials.study.rows() if draw == 0]
-        places = [{option.step.label(): i for i, option in enumerate(row)} for row in few]
-        known = [
-            (tokens, tuple(place[label] for place, label in zip(places, labels, strict=True)), kl)
-            for tokens, kl, labels in rows
-            if all(label in place for place, label in zip(places, labels, strict=True))
+        asked = [
+            (tokens, draw, choice, answer.kl)
+            for (tokens, draw), answers in trials.asked.items()
+            for choice, answer in answers.items()
         ]
-        counts = Counter(tokens for tokens, _, _ in known)
-        if not counts:
-            return replace(table, groups=tuple(map(tuple, few)))
-        usual = max(counts, key=lambda tokens: (counts[tokens], tokens))
-        surrogate = Surrogate(few)
-        surrogate.learn(*zip(*[(choice, kl) for tokens, choice, kl in known if tokens == usual], strict=True))
-        return replace(table, groups=surrogate.mean())
+        if stopped:
+            self.journal.save(piece, {"found": found, "asked": asked})
+        return found, asked
+
+
+def _corrected(asked: Sequence[Asked], few: Sequence[Sequence[Option]], table: Table) -> Table:
+    """Damages as they are now believed, of all options, from what was measured on the tokens most choices met on."""
+    counts = Counter(tokens for tokens, draw, _, _ in asked if draw == 0)
+    if not counts:
+        return table
+    usual = max(counts, key=lambda tokens: (counts[tokens], tokens))
+    places = [{option.step.label(): i for i, option in enumerate(row)} for row in table.groups]
+    known = [
+        (tuple(place[o.step.label()] for place, o in zip(places, options_of(few, choice), strict=True)), kl)
+        for tokens, draw, choice, kl in asked
+        if tokens == usual and draw == 0
+    ]
+    surrogate = Surrogate(table.groups)
+    surrogate.learn([choice for choice, _ in known], [kl for _, kl in known])
+    return replace(table, groups=surrogate.mean())
 
 
 @contextmanager

@@ -82,16 +82,17 @@ def open_study(path: Path, world: str) -> Iterator[Study]:
     Raises:
         InvalidOutput: the file is something else.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(path)
     try:
-        try:
-            connection.execute(SCHEMA)
-        except sqlite3.DatabaseError as error:
-            raise InvalidOutput(
-                f"this is no study: {error}", expected="a file that a search wrote, or none",
-                mend="choose another one, or remove it", site=str(path),
-            ) from error  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path)
+        connection.execute(SCHEMA)
+        connection.execute("SELECT world, tokens, draw, choice, kl, error, labels FROM trial LIMIT 0")
+    except (sqlite3.Error, OSError) as error:
+        raise InvalidOutput(
+            f"this is no study: {error}", expected="a file that a search wrote, or none",
+            mend="choose another one, or remove it", site=str(path),
+        ) from error  # fmt: skip
+    try:
         yield Study(connection, world)
     finally:
         connection.close()

@@ -24,6 +24,7 @@ class Change:
         fisher: mean squared derivative of the log-likelihood with respect to each output; rows that are left out are
             counted with those that stand for them.
         gram: mean of x xᵀ of the activation it reads.
+        stands_for: rows of the whole weight that each row stands for.
     """
 
     weight: Float[Tensor, "out in"]
@@ -31,6 +32,7 @@ class Change:
     outputs: Float[Tensor, "formats out"]
     fisher: Float[Tensor, " out"]
     gram: Float[Tensor, "in in"]
+    stands_for: Float[Tensor, " out"]
 
     @cached_property
     def weights(self) -> Float[Tensor, "formats out"]:

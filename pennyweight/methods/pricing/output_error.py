@@ -1,9 +1,10 @@
-"""Relative squared error of a layer's output, the same nats for every layer.
+"""Squared error of a layer's output beside the size of its input, counted alike for every layer.
 
 Source: common practice; Hubara et al. arXiv:2006.10518 measure it layer by layer.
 
-When: no backward pass can be made. Cost: none beside the gram matrices. Known failures: it does not know which layers
-matter; its unit is not nats, so that a limit on the loss means nothing under it, while one on the size does.
+When: as a yardstick. Cost: none beside the gram matrices. Known failures: it does not know which layers matter; its
+unit is not nats, so that a limit on the loss means nothing under it, while one on the size does; embedding tables are
+priced in nats all the same, and do not compare with it.
 """
 
 from __future__ import annotations
@@ -27,4 +28,8 @@ class OutputError:
 
     def price(self, change: Change) -> Float[Tensor, " formats"]:
         """Σ_out (E gram Eᵀ)_out,out / tr(gram)."""
-        return change.outputs.double().sum(1) / change.gram.diagonal().double().sum().clamp(min=1e-300)
+        return (
+            change.outputs.double()
+            @ change.stands_for.double()
+            / change.gram.diagonal().double().sum().clamp(min=1e-300)
+        )

@@ -43,6 +43,9 @@ class Quantune:
         batch: measured together.
         explore: share of a batch that is random.
         tokens: each is measured on.
+
+    Raises:
+        MissingExtra: scikit-learn is not installed.
     """
 
     name: ClassVar[str] = "quantune"
@@ -54,12 +57,11 @@ class Quantune:
     explore: float = 0.125
     tokens: int = 2048
 
-    def search(self, table: Table, problem: Problem, trials: Trials, *, solve: Solve, seed: int) -> Iterator[Choice]:
-        """Choices within the limits, each better than the one before.
+    def __post_init__(self) -> None:
+        _trees(0)  # what is missing is said before any work
 
-        Raises:
-            MissingExtra: scikit-learn is not installed.
-        """
+    def search(self, table: Table, problem: Problem, trials: Trials, *, solve: Solve, seed: int) -> Iterator[Choice]:
+        """Choices within the limits, each better than the one before."""
         problem.check_feasible(table)
         trees, rng = _trees(seed), np.random.default_rng(derived_seed(seed, self.name))
         levels, tokens = Levels.of(table, problem), min(self.tokens, trials.most)

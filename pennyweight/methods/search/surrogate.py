@@ -30,7 +30,8 @@ COMMON = 1.0  # standard deviation of what all factors have in common, beside th
 SPREADS = (0.1, 0.2, 0.4, 0.8)  # standard deviations of factors that are tried
 NOISES = (0.005, 0.01, 0.02, 0.04, 0.08)  # relative errors of a measured sum that are tried
 USUAL, DOUBT = (0.4, 0.05), 0.7  # what both are before anything was measured, and how far off in logarithm
-FAR, PASSES = 3.0, 3  # standard deviations beyond which a measurement is doubted, and how often that is looked at
+NOTHING = 1e-9  # nats; a measured KL is counted as at least this
+FAR, PASSES = 3.0, 2  # standard deviations beyond which a measurement is doubted, and how often that is looked at
 LEAST = 0.05  # of the common factor: a damage stays a damage
 
 
@@ -65,17 +66,19 @@ class Surrogate:
         self._fit()
 
     def _fit(self) -> None:
-        y = np.array(self.scores)
-        phi = self._features(self.choices)
-        self.scale = float(np.median(y / np.maximum(phi.sum(1), 1e-300)))
+        y, phi = np.maximum(np.array(self.scores), NOTHING), self._features(self.choices)
+        sums = phi.sum(1)
+        told = sums > 0  # a choice without predicted damage says nothing of the scale
+        self.scale = float(np.median(y[told] / sums[told])) if told.any() else 1.0
         self._phi, self._residual, self._root = phi, y / self.scale - phi.sum(1), None
         doubted = np.ones(len(y))
+        self._choose(y / self.scale)
         for _ in range(PASSES):
-            self._choose(doubted * y / self.scale)
             inverse = cho_solve(self._factor, np.eye(len(y)))
             # What the others say of each choice, against what was measured: far off, it does not add up, and says less.
             surprise = np.abs(cho_solve(self._factor, self._residual)) / np.sqrt(np.diag(inverse))
             doubted = np.where(surprise > FAR, doubted * surprise / FAR, doubted)
+            self._choose(doubted * y / self.scale)
 
     def _choose(self, errors: Floats) -> None:
         """Spread and noise of the greatest evidence, for errors up to a factor."""
