@@ -10,6 +10,7 @@ predicted KL hang together.
 """
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from pennyweight.plan import Option
 from pennyweight.problem import Choice, Limit, Problem, choice_of, options_of
 
 WIDTHS, GROUP = (2, 3, 4, 5), 64
+METHODS = ("uniform", "hawq", "integer_program", "thompson", "evopress")
 SEARCHES = {"evopress": "evopress(generations={generations}, offspring=8, patience=1000)", "thompson": "thompson"}
 
 
@@ -47,6 +49,8 @@ def main() -> None:
     parser.add_argument("--bits", default="2.5,3,3.5,4")
     parser.add_argument("--generations", type=int, default=40, help="of EvoPress")
     parser.add_argument("--plans", type=int, default=64, help="random plans")
+    parser.add_argument("--plan-bits", default="2.5,3,3.5,4", help="that they have")
+    parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--windows", type=int, default=32, help="of the test text")
     parser.add_argument("--work", type=Path, default=Path("build/allocation"))
     parser.add_argument("--seed", type=int, default=0)
@@ -72,26 +76,39 @@ def main() -> None:
             open_study(arguments.work / "study.sqlite", world_of(bank, test, collected.fingerprint)) as held_out,
         ):
             judge = Evaluator(bank, test, held_out, seed=arguments.seed)
-            rows: list[dict[str, Any]] = []
-            predicted: list[dict[str, Any]] = []
+            wanted, named = {float(b) for b in arguments.bits.split(",")}, arguments.methods.split(",")
+            rows = machine.kept("allocation", settings, lambda row: row["bits"] in wanted and row["method"] in named)
+            earlier = machine.RESULTS / "allocation.json"
+            predicted: list[dict[str, Any]] = json.loads(earlier.read_text())["plans"] if rows else []
 
             def write() -> None:
                 value = {**machine.facts(arguments.seed), "model": "SmolLM2-135M-Instruct, channels permuted"}
-                machine.write("allocation", {**value, **settings, "rows": rows, "plans": predicted})
+                machine.write(
+                    "allocation",
+                    {
+                        **value,
+                        **settings,
+                        "rows": rows,
+                        "plans": predicted,
+                        "trust": trusted(bank, predicted) if predicted else {},
+                    },
+                )
 
             for bits in map(float, arguments.bits.split(",")):
                 limit = Limit("bytes", bits / 8 * weights_of(bank))
-                for name in ("uniform", "hawq", "integer_program", "thompson", "evopress"):
+                for name in arguments.methods.split(","):
                     trials = Evaluator(bank, words.selection, study, seed=arguments.seed)
                     row = tried(name, tables, limit, trials, judge, arguments)
                     rows.append({"bits": bits, "method": name, "commit": machine.facts(0)["commit"], **row})
                     print(rows[-1], flush=True)
                     write()
             trials = Evaluator(bank, words.selection, study, seed=arguments.seed)
-            predicted += random_plans(bank, trials, arguments.plans, [float(b) for b in arguments.bits.split(",")])
+            if arguments.plans:
+                predicted.clear()
+            predicted += random_plans(bank, trials, arguments.plans, [float(b) for b in arguments.plan_bits.split(",")])
             write()
     show(rows)
-    print(trusted(bank, predicted))
+    print(trusted(bank, predicted) if predicted else "")
 
 
 def few(table: Any) -> tuple[tuple[Option, ...], ...]:
@@ -186,6 +203,13 @@ def trusted(bank: Bank, plans: list[dict[str, Any]]) -> dict[str, Any]:
 
     kl = np.array([plan["kl"] for plan in plans])
     value: dict[str, Any] = {"spearman": float(spearmanr(kl, [plan["predicted"] for plan in plans])[0])}
+    for bits in sorted({plan["bits"] for plan in plans}):
+        mine = [plan for plan in plans if plan["bits"] == bits]
+        ratios = [plan["kl"] / plan["predicted"] for plan in mine]
+        value[f"{bits:g} bits"] = {
+            "spearman": float(spearmanr([p["kl"] for p in mine], [p["predicted"] for p in mine])[0]),
+            "ratio": [min(ratios), max(ratios)],
+        }  # fmt: skip
     rng = np.random.default_rng(0)
     for shown in (4, 8, 16):
         inside, errors = [], []
