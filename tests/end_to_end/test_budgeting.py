@@ -13,6 +13,7 @@ import pytest
 from end_to_end import world
 from end_to_end.world import Nursery
 
+import pennyweight as pw
 from pennyweight.flow.delivery import Outcome
 from pennyweight.plan import Plan
 
@@ -125,3 +126,15 @@ def test_the_report_draws_where_another_bit_helps(outcome: Outcome) -> None:
     assert page.count("one more megabyte would save there, as predicted") >= 1
     told = json.loads((outcome.out / "pennyweight/explanation.json").read_text())
     assert any(group["dearer"] for group in told["groups"])
+
+
+def test_the_curve_of_llama_cpp_counts_embedding_and_head(splitting: Path, text: Path, tmp_path: Path) -> None:
+    """Tables outside the blocks are decided and measured like everything else."""
+    found = pw.frontier(
+        splitting, tmp_path / "curve", points=5, tokens=512, calibration=text,
+        settings=world.settings(engine="llama.cpp"),
+    )  # fmt: skip
+    plans = [Plan.from_toml(path.read_text()) for path in sorted((tmp_path / "curve" / "plans").iterdir())]
+    assert any("embed_tokens" in site for plan in plans for site in plan.steps)
+    assert found.points[0].kl > found.points[-1].kl
+    assert found.points[-1].predicted <= 1e-3
