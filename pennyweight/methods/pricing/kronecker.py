@@ -5,7 +5,7 @@ Departs from it: of the output factor the diagonal alone is kept; the change of 
 method that will round, not of plain rounding.
 
 When: always; it is the default. Cost: none beside the statistics. Known failures: what layers do to each other is not
-in it: sums of damages run low, by four tenths on SmolLM2 at 2.5 to 4 bits, and evenly so.
+in it: measured KL is 1.5 to 2.1 times the sum on SmolLM2 at 2.5 to 4 bits.
 """
 
 from __future__ import annotations
