@@ -5,7 +5,7 @@ second phase (E2E-QP), where integers stay and only scales are trained; Hinton, 
 in a Neural Network. arXiv:1503.02531, for the loss.
 Departs from it: the loss is KL(reference || compressed) on the calibration text and not that of the next token, since
 the reference is what the certificate compares with; with a `rate` codes move too, which on SmolLM2 with thirty
-thousand tokens was worse at three and four bits than leaving them: they wander with the noise of single batches.
+thousand tokens was worse at two to four bits than leaving them: they wander with the noise of single batches.
 
 When: at four bits and below. Cost: a step is a pass of the network forward and backward over its batch; the network
 must fit into memory six times over in float32, with hidden weights, their averages, and what is rounded. Known
