@@ -32,6 +32,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import pennyweight as pw
 from pennyweight import formats
 from pennyweight.export.engines import find
+from pennyweight.export.probes import FOLDER
 from pennyweight.formats import Compressed
 from pennyweight.network.network import Network, Site
 from pennyweight.network.running.run import materialised
@@ -133,11 +134,11 @@ def ours(network: Network, tokens: Tensor) -> Tensor:
 def engine(python: Path, directory: Path, tokens: Tensor) -> tuple[Tensor, str]:
     """The same of llama.cpp, and its version."""
     np.save(directory / "tokens.npy", tokens.numpy())
-    script = Path(__file__).parent / "peer_scripts" / "llama_logits.py"
+    script = FOLDER / "llama_cpp.py"
     command = [python, script, directory / "model.gguf", directory / "tokens.npy", directory / "logits.npz"]
     subprocess.run([str(word) for word in command], check=True)
     found = np.load(directory / "logits.npz")
-    return torch.from_numpy(found["logits"]), f"{found['version']}"
+    return torch.from_numpy(found["logits"]), str(found["version"]).removeprefix("llama-cpp-python ")
 
 
 def kl(first: Tensor, second: Tensor) -> float:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from pennyweight import report as pages
 from pennyweight.budget import Budget
 from pennyweight.cli import budgeting_tables as tables
+from pennyweight.cli.output import print_json, progress_of
 from pennyweight.errors import MissingFile
 from pennyweight.flow import artifact
 from pennyweight.flow.predict import predict as run_predict
-from pennyweight.flow.progress import Progress
 from pennyweight.flow.search.frontier import frontier as run_frontier
 from pennyweight.flow.settings import Settings
 
@@ -27,11 +22,11 @@ def frontier(arguments: Namespace, settings: Settings) -> int:
     found = run_frontier(
         arguments.model, arguments.out, points=arguments.points, tokens=arguments.tokens,
         calibration=arguments.calibration, settings=settings, study=arguments.study,
-        allow_network=arguments.allow_network, progress=_progress(arguments),
+        allow_network=arguments.allow_network, progress=progress_of(arguments),
     )  # fmt: skip
     page = pages.write_frontier(found, found.out / "frontier.html")
     if arguments.json:
-        _json({**asdict(found), "out": str(found.out), "page": str(page)})
+        print_json({**asdict(found), "out": str(found.out), "page": str(page)})
     else:
         tables.frontier(found, page)
     return 0
@@ -41,13 +36,13 @@ def predict(arguments: Namespace, budget: Budget, settings: Settings) -> int:
     """Say what a run would end with."""
     found = run_predict(
         arguments.model, budget, calibration=arguments.calibration, settings=settings,
-        allow_network=arguments.allow_network, progress=_progress(arguments),
+        allow_network=arguments.allow_network, progress=progress_of(arguments),
     )  # fmt: skip
     if arguments.output:
         Path(arguments.output).write_text(found.plan.to_toml(), encoding="utf-8")
     if arguments.json:
         rest = {name: value for name, value in vars(found).items() if name != "plan"}
-        _json({**rest, "steps": {name: step.label() for name, step in found.plan.steps.items()}})
+        print_json({**rest, "steps": {name: step.label() for name, step in found.plan.steps.items()}})
     else:
         tables.predicted(found, budget)
     return 0
@@ -64,15 +59,7 @@ def explain(arguments: Namespace) -> int:
         )  # fmt: skip
     found = artifact.read_record(directory, "explanation.json")
     if arguments.json:
-        _json(found)
+        print_json(found)
     else:
         tables.explained(found)
     return 0
-
-
-def _progress(arguments: Namespace) -> Progress:
-    return Progress(show=not arguments.quiet)
-
-
-def _json(value: Mapping[str, Any]) -> None:
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")

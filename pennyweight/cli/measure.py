@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ import msgspec
 from pennyweight import report as pages
 from pennyweight.budget import Budget
 from pennyweight.cli import profile_tables
+from pennyweight.cli.output import print_json, progress_of
 from pennyweight.errors import InvalidOutput
 from pennyweight.flow.certifying.power import power as plan_power
 from pennyweight.flow.load import load
 from pennyweight.flow.profiling.profile import profile
 from pennyweight.flow.profiling.values import Change, Profile
-from pennyweight.flow.progress import Progress
 
 
 def measure(arguments: Namespace) -> int:
@@ -35,12 +34,12 @@ def measure(arguments: Namespace) -> int:
         load(arguments.reference, allow_network=arguments.allow_network),
         load(arguments.compressed, allow_network=arguments.allow_network), arguments.on or (None,),
         groups=arguments.groups, most=arguments.max_units, confidence=arguments.confidence, length=arguments.length,
-        seed=arguments.seed, progress=Progress(show=not arguments.quiet),
+        seed=arguments.seed, progress=progress_of(arguments),
     )  # fmt: skip
     if page is not None:
         pages.write_profile(found, page)
     if arguments.json:
-        _json({**single(found), **msgspec.to_builtins(found)} | ({"page": str(page)} if page else {}))
+        print_json({**single(found), **msgspec.to_builtins(found)} | ({"page": str(page)} if page else {}))
     else:
         profile_tables.show_profile(found)
         if page is not None:
@@ -55,10 +54,10 @@ def power(arguments: Namespace) -> int:
     other = load(arguments.compressed, allow_network=arguments.allow_network) if arguments.compressed else None
     found = plan_power(
         reference, other, budgets, on=arguments.on, scope=arguments.scope, length=arguments.length,
-        seed=arguments.seed, progress=Progress(show=not arguments.quiet),
+        seed=arguments.seed, progress=progress_of(arguments),
     )  # fmt: skip
     if arguments.json:
-        _json(msgspec.to_builtins(found))
+        print_json(msgspec.to_builtins(found))
     else:
         profile_tables.show_power(found)
     return 0 if found.feasible else 1
@@ -83,7 +82,3 @@ def single(found: Profile) -> dict[str, Any]:
         value["standard_error"] = loss.standard_error
         value["upper_approximate"] = math.expm1(loss.upper_approximate)
     return value
-
-
-def _json(value: Mapping[str, Any]) -> None:
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import torch
 
 from pennyweight.cli import rewriting_tables as tables
+from pennyweight.cli.output import print_json, progress_of
 from pennyweight.flow.load import load
-from pennyweight.flow.progress import Progress
 from pennyweight.flow.prove import prove as run_prove
 from pennyweight.flow.rewrite import check_rewrites
 from pennyweight.flow.rewrite import rewrite as run_rewrite
@@ -28,7 +24,7 @@ def rewrite(arguments: Namespace) -> int:
     check_empty(Path(arguments.out))
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    network, progress = load(arguments.model, allow_network=arguments.allow_network), _progress(arguments)
+    network, progress = load(arguments.model, allow_network=arguments.allow_network), progress_of(arguments)
     calibration = None
     if any(method.needs for method in methods):
         calibration = sample(
@@ -40,7 +36,7 @@ def rewrite(arguments: Namespace) -> int:
         network, rewritten, steps, arguments.out, dtype=arguments.dtype, seed=arguments.seed, progress=progress
     )
     if arguments.json:
-        _json(
+        print_json(
             {
                 "out": str(saved.out), "dtype": saved.dtype, "bytes": saved.bytes, "change": saved.change,
                 "fingerprint": saved.network.source.fingerprint, "steps": [asdict(step) for step in steps],
@@ -60,17 +56,9 @@ def prove(arguments: Namespace) -> int:
     windows = None
     if arguments.on is not None:
         windows = sample(arguments.on, before, count=arguments.windows, length=arguments.length, seed=arguments.seed)
-    proof = run_prove(before, after, windows=windows, seed=arguments.seed, progress=_progress(arguments))
+    proof = run_prove(before, after, windows=windows, seed=arguments.seed, progress=progress_of(arguments))
     if arguments.json:
-        _json({**asdict(proof), "holds": proof.holds, "statement": proof.statement})
+        print_json({**asdict(proof), "holds": proof.holds, "statement": proof.statement})
     else:
         tables.proved(proof)
     return 0 if proof.holds else 1
-
-
-def _progress(arguments: Namespace) -> Progress:
-    return Progress(show=not arguments.quiet)
-
-
-def _json(value: Mapping[str, Any]) -> None:
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")

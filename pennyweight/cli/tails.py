@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import sys
 from argparse import Namespace
 from pathlib import Path
 
-import msgspec
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from pennyweight.cli.output import print_json
 from pennyweight.errors import InvalidText, MissingFile
 from pennyweight.flow.load import check_pair, load
 from pennyweight.flow.sampling.tails import TailRisk, tail_risk
@@ -38,7 +37,7 @@ def tails(arguments: Namespace) -> int:
     )  # fmt: skip
     if arguments.json:
         value = {**risk.to_json(), "bad": arguments.bad, "confidence": arguments.confidence}
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+        print_json(value)
     else:
         _show(risk, arguments.bad, arguments.confidence)
     return 0

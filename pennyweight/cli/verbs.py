@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import torch
 
 from pennyweight import catalogue
@@ -19,6 +15,7 @@ from pennyweight.budget import Budget
 from pennyweight.cli import budgeting, tables
 from pennyweight.cli.inspection import inspect
 from pennyweight.cli.measure import measure, power
+from pennyweight.cli.output import print_json, progress_of
 from pennyweight.cli.rewriting import prove, rewrite
 from pennyweight.cli.tails import tails
 from pennyweight.errors import InvalidBudget, InvalidOutput, InvalidPlan, MissingFile
@@ -30,7 +27,6 @@ from pennyweight.flow.check import check as run_check
 from pennyweight.flow.compress import compress as run_compress
 from pennyweight.flow.load import load
 from pennyweight.flow.make_plan import check_files, usual_dtype
-from pennyweight.flow.progress import Progress
 from pennyweight.flow.rewrite import check_rewrites
 from pennyweight.flow.rewrite import rewrite as run_rewrite
 from pennyweight.flow.settings import Settings
@@ -59,12 +55,12 @@ def compress(arguments: Namespace) -> int:
     outcome = run_compress(
         arguments.model, arguments.out, budget=budgets, calibration=arguments.calibration, held_out=arguments.held_out,
         plan=plan, settings=_settings(arguments), study=arguments.study, allow_network=arguments.allow_network,
-        progress=_progress(arguments),
+        progress=progress_of(arguments),
     )  # fmt: skip
     page = pages.write(outcome.out)
     timing = artifact.read_record(outcome.out, "timing.json")
     if arguments.json:
-        _json({**outcome.summary, "timing": timing, "artifact": str(outcome.out), "report": str(page)})
+        print_json({**outcome.summary, "timing": timing, "artifact": str(outcome.out), "report": str(page)})
     else:
         tables.outcome(outcome, timing, page)
     return 0 if outcome.holds else 1
@@ -80,11 +76,11 @@ def certify(arguments: Namespace) -> int:
     )  # fmt: skip
     outcome = certify_pair(
         arguments.reference, arguments.compressed, out, budgets=_budgets(arguments), on=arguments.on,
-        pilot=arguments.pilot, judging=judging, allow_network=arguments.allow_network, progress=_progress(arguments),
+        pilot=arguments.pilot, judging=judging, allow_network=arguments.allow_network, progress=progress_of(arguments),
     )  # fmt: skip
     page = pages.write(outcome.out)
     if arguments.json:
-        _json({**outcome.summary, "certificate": str(outcome.out), "report": str(page)})
+        print_json({**outcome.summary, "certificate": str(outcome.out), "report": str(page)})
     else:
         tables.certified(outcome, page)
     return 0 if outcome.holds else 1
@@ -105,12 +101,12 @@ def check(arguments: Namespace) -> int:
     found = run_check(
         arguments.path, engine=arguments.engine, python=arguments.python, text=arguments.on,
         windows=arguments.windows, length=arguments.length, allow_network=arguments.allow_network,
-        progress=_progress(arguments),
+        progress=progress_of(arguments),
     )  # fmt: skip
     holds = found.holds(arguments.within)
     if arguments.json:
         numbers = {name: value if value != float("inf") else None for name, value in vars(found).items()}
-        _json({**numbers, "within": arguments.within, "holds": holds})
+        print_json({**numbers, "within": arguments.within, "holds": holds})
     else:
         tables.checked(found, arguments.within)
     return 0 if holds else 1
@@ -119,7 +115,7 @@ def check(arguments: Namespace) -> int:
 def plan(arguments: Namespace) -> int:
     """Make a plan from predictions."""
     budget = _one_budget(arguments)
-    settings, progress = _settings(arguments), _progress(arguments)
+    settings, progress = _settings(arguments), progress_of(arguments)
     contract = find(settings.engine)
     if arguments.output and (Path(arguments.output).is_dir() or not Path(arguments.output).absolute().parent.is_dir()):
         raise InvalidOutput(
@@ -150,7 +146,7 @@ def plan(arguments: Namespace) -> int:
     if arguments.output:
         Path(arguments.output).write_text(text, encoding="utf-8")
     if arguments.json:
-        _json({"bytes": made.bytes, "damage": made.damage, "steps": {k: v.label() for k, v in made.steps.items()}})
+        print_json({"bytes": made.bytes, "damage": made.damage, "steps": {k: v.label() for k, v in made.steps.items()}})
     elif arguments.output:
         print(made.explain())
         print(f"\nPlan written to {arguments.output}; edit it and pass it to compress --plan.")
@@ -164,7 +160,7 @@ def verify(arguments: Namespace) -> int:
     result = run_verify(arguments.artifact)
     certificate = result.certificate
     if arguments.json:
-        _json(
+        print_json(
             {
                 "files": result.files,
                 "units": result.units,
@@ -182,7 +178,7 @@ def report(arguments: Namespace) -> int:
     """Write the page again."""
     page = pages.write(Path(arguments.artifact), Path(arguments.output) if arguments.output else None)
     if arguments.json:
-        _json({"report": str(page)})
+        print_json({"report": str(page)})
     else:
         print(page)
     return 0
@@ -203,7 +199,7 @@ def listing(arguments: Namespace) -> int:
         "engines": [{"name": e.name, "files": e.file_format, "checked": e.version, "how": e.evidence} for e in ENGINES],
     }
     if arguments.json:
-        _json(value)
+        print_json(value)
     else:
         tables.listing(value)
     return 0
@@ -212,7 +208,7 @@ def listing(arguments: Namespace) -> int:
 def schema(arguments: Namespace) -> int:
     """Print what certificate.json holds."""
     del arguments
-    _json(certificate_schema())
+    print_json(certificate_schema())
     return 0
 
 
@@ -297,11 +293,3 @@ def _read_plan(path: str) -> Plan:
         raise InvalidPlan(
             "this is not a text file", expected="TOML in UTF-8", mend="make a new plan", site=path
         ) from error
-
-
-def _progress(arguments: Namespace) -> Progress:
-    return Progress(show=not arguments.quiet)
-
-
-def _json(value: Mapping[str, Any]) -> None:
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")

@@ -22,8 +22,9 @@ from pennyweight.flow.search import evaluate
 from pennyweight.flow.search.bank import Bank
 from pennyweight.flow.search.evaluate import Evaluator
 from pennyweight.flow.search.study import Answer, open_study
-from pennyweight.flow.search.trim import hull, trim
+from pennyweight.flow.search.trim import trim
 from pennyweight.formats import Grid
+from pennyweight.methods.allocation.greedy import hull
 from pennyweight.methods.search import Surrogate
 from pennyweight.methods.search.moves import Levels
 from pennyweight.network.network import Network
@@ -61,8 +62,7 @@ def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_hull_leaves_out_what_lies_above_a_line() -> None:
-    problem = Problem.of(Limit("bytes", 100))
-    assert hull(ROW, problem) == [ROW[0], ROW[2], ROW[3]]
+    assert hull(ROW, "damage", "bytes") == [ROW[0], ROW[2], ROW[3]]
 
 
 def test_trimming_keeps_what_was_chosen_and_its_neighbours() -> None:
