@@ -10,16 +10,12 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from pennyweight.errors import UnknownName
-from pennyweight.export import compressed_tensors, compressed_tensors_layout
 from pennyweight.export.accounting import Accounting
-from pennyweight.export.compressed_tensors_source import CompressedTensorsSource
-from pennyweight.export.gguf import layout as gguf_layout
-from pennyweight.export.gguf import write as gguf
-from pennyweight.formats import Compressed, Dense, Format, Part
+from pennyweight.export.compressed_tensors.files import CompressedTensorsFiles
+from pennyweight.export.gguf.files import GGUFFiles
+from pennyweight.formats import Compressed, Format, Part
 from pennyweight.network.network import Network, Site
-from pennyweight.network.sources.gguf import GGUFSource
-
-HEADERS = 65_536  # bytes of headers, config and index beside the tensors; the exact number is known once written
+from pennyweight.network.sources.source import Source
 
 
 @runtime_checkable
@@ -29,6 +25,28 @@ class Files(Protocol):
     @property
     def name(self) -> str:
         """As an engine's row calls it."""
+        ...
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Of the files that hold weights."""
+        ...
+
+    def opens(self, path: Path) -> Source | None:
+        """The model that lies at a path, if it is stored in these files, whoever wrote them; headers only.
+
+        Raises:
+            CorruptFile: a file's bytes are not what its header says.
+            InvalidModel: it is stored in a way we do not read.
+        """
+        ...
+
+    def handed(self, path: Path) -> Path:
+        """What an engine is handed of a path that the user named: the directory, or a file of it.
+
+        Raises:
+            MissingFile: there is no such file.
+        """
         ...
 
     def stored_bytes(self, shape: tuple[int, int], format: Format, dtype: str) -> int:
@@ -73,97 +91,6 @@ class Files(Protocol):
     def parts(self, out: Path) -> Callable[[str], Part]:
         """What is stored of compressed tensors, by name, by a reader that shares no code with the writer."""
         ...
-
-
-class CompressedTensorsFiles:
-    """Safetensors with packed integers, config.json beside them."""
-
-    name = "compressed-tensors"
-
-    def stored_bytes(self, shape: tuple[int, int], format: Format, dtype: str) -> int:
-        """Codes, scales, shape, zero points."""
-        return compressed_tensors_layout.stored_bytes(shape, format, dtype)
-
-    def kept_bytes(self, network: Network, site: Site, dtype: str) -> int:
-        """Its elements in the model's type."""
-        del network
-        return Dense(dtype=dtype).stored_bits(site.shape) // 8
-
-    def kept_as(self, network: Network, site: Site, dtype: str) -> str:
-        """The model's type."""
-        del network, site
-        return f"dense {dtype}"
-
-    def fixed_bytes(self, network: Network, decided: Collection[str], dtype: str) -> int:
-        """All other tensors in the model's type, or their own where it is no wider."""
-        others = (info for name, info in network.source.tensors.items() if name not in decided)
-        return sum(compressed_tensors_layout.dense_bytes(info, dtype) for info in others)
-
-    def beside(self, network: Network, dtype: str) -> int:
-        """What is copied, and enough for headers."""
-        del dtype
-        copied = network.source.auxiliary().values()
-        return HEADERS + sum(len(file) if isinstance(file, bytes) else file.stat().st_size for file in copied)
-
-    def check(self, network: Network, formats: Mapping[str, Format], dtype: str) -> None:
-        """Formats alone: any network can be written."""
-        compressed_tensors_layout.check(network, formats, dtype)
-
-    def write(
-        self, network: Network, formats: Mapping[str, Format], compressed: Callable[[Site], Compressed], out: Path, *,
-        dtype: str, on_tensor: Callable[[str, int], None] | None = None,
-    ) -> Accounting:  # fmt: skip
-        """See `compressed_tensors.write`."""
-        return compressed_tensors.write(network, formats, compressed, out, dtype=dtype, on_tensor=on_tensor)
-
-    def parts(self, out: Path) -> Callable[[str], Part]:
-        """See `CompressedTensorsSource.read_part`."""
-        source = CompressedTensorsSource(out)
-        return source.read_part
-
-
-class GGUFFiles:
-    """One file for llama.cpp, tokenizer included."""
-
-    name = "gguf"
-
-    def stored_bytes(self, shape: tuple[int, int], format: Format, dtype: str) -> int:
-        """Whole blocks, filled up."""
-        return gguf_layout.stored_bytes(shape, format, dtype)
-
-    def kept_bytes(self, network: Network, site: Site, dtype: str) -> int:
-        """The bytes of a GGUF file as they are; otherwise its elements in the model's type."""
-        return gguf_layout.kept_bytes(network, site, dtype)
-
-    def kept_as(self, network: Network, site: Site, dtype: str) -> str:
-        """The model's type, or that of the GGUF file it is copied from."""
-        return gguf_layout.kept_as(network, site, dtype)
-
-    def fixed_bytes(self, network: Network, decided: Collection[str], dtype: str) -> int:
-        """All other tensors, norms in float32, and what the configuration adds."""
-        items = gguf_layout.items_of(network, {}, dtype)
-        fixed = sum(item.bytes for item in items if item.info.name not in decided)
-        return fixed + sum(stored.padded for stored, _ in gguf_layout.added(network))
-
-    def beside(self, network: Network, dtype: str) -> int:
-        """The header, which holds the tokenizer."""
-        return gguf.header_bytes(network, dtype)
-
-    def check(self, network: Network, formats: Mapping[str, Format], dtype: str) -> None:
-        """Family, options, tensors, tokenizer, formats, and the package that reads them back."""
-        gguf.check(network, formats, dtype)
-
-    def write(
-        self, network: Network, formats: Mapping[str, Format], compressed: Callable[[Site], Compressed], out: Path, *,
-        dtype: str, on_tensor: Callable[[str, int], None] | None = None,
-    ) -> Accounting:  # fmt: skip
-        """See `gguf.write`."""
-        return gguf.write(network, formats, compressed, out, dtype=dtype, on_tensor=on_tensor)
-
-    def parts(self, out: Path) -> Callable[[str], Part]:
-        """See `GGUFSource.read_part`."""
-        source = GGUFSource(out / gguf.NAME)
-        return source.read_part
 
 
 FILES: Mapping[str, Files] = {files.name: files for files in (CompressedTensorsFiles(), GGUFFiles())}

@@ -17,12 +17,13 @@ from typing import Any
 import msgspec
 
 from pennyweight.errors import VerificationFailed
+from pennyweight.export import FILES
 from pennyweight.flow.journal import disk_errors
 from pennyweight.numerics.hashing import canonical, of_bytes, of_file, of_value
 
 FOLDER = "pennyweight"
 SEAL = f"{FOLDER}/seal.json"
-WEIGHTS = (".safetensors", ".gguf")
+WEIGHTS = tuple(dict.fromkeys(suffix for kind in FILES.values() for suffix in kind.suffixes))
 UNSEALED = (f"{FOLDER}/timing.json", "report.html")
 
 

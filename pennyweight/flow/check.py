@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pennyweight.errors import InvalidModel, MissingExtra, MissingFile, UnknownName
+from pennyweight.errors import InvalidModel, MissingExtra, UnknownName
 from pennyweight.export.engines import ENGINES, Engine, find
+from pennyweight.export.files import FILES
 from pennyweight.export.probes import FOLDER
 from pennyweight.flow import artifact
 from pennyweight.flow.load import load
@@ -97,7 +98,7 @@ def check(
     """
     place = Path(path)
     row = _engine(place, engine)
-    files = _file_of(place) if row.file_format == "gguf" else place
+    files = row.files.handed(place)
     network = load(place)
     tokens = sample(text, network, count=windows, length=length).ids
     with tempfile.TemporaryDirectory() as temporary, interpreter(row, python, allow_network, progress) as runs:
@@ -168,28 +169,22 @@ def interpreter(
 def _engine(place: Path, name: str | None) -> Engine:
     if name is None:
         summary = place / artifact.FOLDER / "summary.json"
-        gguf = place.suffix == ".gguf" or (place.is_dir() and any(place.glob("*.gguf")))
-        name = artifact.read_record(place, "summary.json")["engine"] if summary.is_file() else ""
-        name = name or ("llama.cpp" if gguf else "transformers")
+        name = artifact.read_record(place, "summary.json")["engine"] if summary.is_file() else _reader_of(place)
     row = find(name)
     if not row.probe:
         able = [engine.name for engine in ENGINES if engine.probe]
         raise UnknownName(
             f"{row.name} cannot be run by us yet", expected=f"one of {', '.join(able)}",
-            mend="--engine transformers reads the same files" if row.file_format != "gguf" else "load it by hand",
+            mend="load it by hand, or name another engine that reads the same files",
             site="check",
         )  # fmt: skip
     return row
 
 
-def _file_of(place: Path) -> Path:
-    found = sorted(place.glob("*.gguf")) if place.is_dir() else [place]
-    if not found:
-        raise MissingFile(
-            "there is no GGUF file here", expected="what compress --for llama.cpp wrote", mend="--engine transformers",
-            site=str(place),
-        )  # fmt: skip
-    return found[0]
+def _reader_of(place: Path) -> str:
+    """The first engine that reads the files that lie here and can be run; transformers reads all other directories."""
+    kinds = {files.name for files in FILES.values() if files.opens(place) is not None}
+    return next((row.name for row in ENGINES if row.file_format in kinds and row.probe), "transformers")
 
 
 def _run(command: list[str]) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from pennyweight.errors import InvalidMeasurement, InvalidWeights
-from pennyweight.export import CompressedTensorsSource, is_compressed_tensors
-from pennyweight.export.gptq_source import GPTQSource, is_gptq
+from pennyweight.export import FILES
+from pennyweight.export.gptq.source import GPTQSource, is_gptq
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.network.finding.trace import load_network
 from pennyweight.network.network import Network
@@ -55,8 +55,9 @@ def load(model: str | Path, *, allow_network: bool = False) -> Network:
         return open_onnx(path)
     if path.is_dir() and is_gptq(path):
         return load_network(GPTQSource(path))
-    if path.is_dir() and is_compressed_tensors(path):
-        return load_network(CompressedTensorsSource(path))
+    for files in FILES.values():
+        if (source := files.opens(path)) is not None:
+            return load_network(source)
     return load_network(open_source(path))
 
 

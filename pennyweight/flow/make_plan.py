@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pennyweight import catalogue
 from pennyweight.budget import Budget
 from pennyweight.errors import InfeasibleBudget, InvalidBudget, InvalidFormat, InvalidMethod, InvalidPlan, UnknownName
+from pennyweight.export.compressed_tensors.files import HEADERS
 from pennyweight.export.engines import Engine, find
-from pennyweight.export.files import HEADERS
 from pennyweight.flow.options import Table
 from pennyweight.formats import Dense, Grid
 from pennyweight.network.network import Network

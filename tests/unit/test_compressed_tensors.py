@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from pennyweight.errors import DiskFull, InvalidFormat, InvalidModel, InvalidOutput, VerificationFailed
 from pennyweight.export import safetensors_stream
 from pennyweight.export.accounting import Accounting, Row
-from pennyweight.export.compressed_tensors import write
-from pennyweight.export.compressed_tensors_layout import dense_bytes, stored_bytes
-from pennyweight.export.compressed_tensors_source import CompressedTensorsSource, is_compressed_tensors
+from pennyweight.export.compressed_tensors.layout import stored_bytes
+from pennyweight.export.compressed_tensors.source import CompressedTensorsSource, is_compressed_tensors
+from pennyweight.export.compressed_tensors.write import write
+from pennyweight.export.uncompressed import dense_bytes
 from pennyweight.formats import Compressed, Dense, Grid
 from pennyweight.methods.quantization import RoundToNearest
 from pennyweight.network.finding.trace import load_network

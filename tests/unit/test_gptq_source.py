@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pennyweight.errors import InvalidModel
-from pennyweight.export.gptq_source import GPTQSource, is_gptq
+from pennyweight.export.gptq.source import GPTQSource, is_gptq
 from pennyweight.flow.load import load
 from pennyweight.numerics.packing import pack_int32
 from pennyweight.numerics.random import stream

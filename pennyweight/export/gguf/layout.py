@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pennyweight.errors import InvalidFormat, InvalidModel
-from pennyweight.export.compressed_tensors_layout import check_equal, dense_dtype, tied_to
 from pennyweight.export.gguf.architectures import DROPPED, ROPE_FACTORS, Architecture, architecture_of, rotary_factors
 from pennyweight.export.gguf.stream import PLAIN, TYPES, Stored, padded
+from pennyweight.export.uncompressed import check_equal, dense_dtype, tied_to
 from pennyweight.formats import Dense, Format
 from pennyweight.formats.dense import DTYPES
 from pennyweight.formats.gguf.blocks import Blocks

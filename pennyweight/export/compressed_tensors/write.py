@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pennyweight.errors import InvalidFormat, InvalidOutput
 from pennyweight.export.accounting import Accounting, Row
-from pennyweight.export.compressed_tensors_layout import Item, check, items_of, shard_names, shards_of
+from pennyweight.export.compressed_tensors.layout import Item, check, items_of, shard_names, shards_of
 from pennyweight.export.safetensors_stream import ShardWriter, is_written, write_file
 from pennyweight.formats import Compressed, Dense, Format, Grid
 from pennyweight.network.network import Network, Site

@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
-from pennyweight.errors import InvalidFormat, InvalidModel
+from pennyweight.errors import InvalidFormat
 from pennyweight.export.safetensors_stream import Entry
+from pennyweight.export.uncompressed import check_equal, dense_dtype, tied_to
 from pennyweight.formats import Dense, Format, Grid
-from pennyweight.formats.dense import DTYPES
 from pennyweight.network.network import Network, Site
 from pennyweight.network.sources.source import TensorInfo
 from pennyweight.numerics.packing import words_of
@@ -46,19 +44,6 @@ def stored_bytes(shape: tuple[int, int], format: Format, dtype: str) -> int:
         return format.stored_bits(shape) // 8
     grid = _checked_grid("weight", shape, format, dtype)
     return sum(entry.bytes for entry in _grid_entries("weight", shape, grid))
-
-
-def dense_dtype(info: TensorInfo, dtype: str) -> str:
-    """Name the type a tensor has when it is not compressed: its own, unless that is wider than `dtype` or codes."""
-    known = getattr(torch, info.dtype, None)
-    if not isinstance(known, torch.dtype):  # `q4_1`, `int4 g32 sym`: the source dequantizes it to float32
-        return dtype
-    return dtype if known.is_floating_point and known.itemsize > DTYPES[dtype].itemsize else info.dtype
-
-
-def dense_bytes(info: TensorInfo, dtype: str) -> int:
-    """Bytes a tensor takes when it is not compressed."""
-    return Entry(info.name, dense_dtype(info, dtype), info.shape).bytes
 
 
 def check(network: Network, formats: Mapping[str, Format], dtype: str) -> None:
@@ -128,30 +113,6 @@ def items_of(network: Network, formats: Mapping[str, Format], dtype: str) -> lis
             action, reason = ("kept", "") if stored == info.dtype else ("cast", f"{info.dtype} to {stored}")
             items.append(Item(info, action, reason, (Entry(name, stored, info.shape),)))
     return items
-
-
-def tied_to(name: str, network: Network) -> str | None:
-    """Find the stored tensor that this one merely repeats, if any."""
-    for names in network.tied:
-        if name in names:
-            kept = next(n for n in names if n in network.source.tensors)
-            return kept if kept != name else None
-    return None
-
-
-def check_equal(name: str, kept: str, network: Network) -> None:
-    """Refuse two tensors that differ although they should be one.
-
-    Raises:
-        InvalidModel: names the first of them.
-    """
-    if not torch.equal(network.source.read(name), network.source.read(kept)):
-        raise InvalidModel(
-            f"differs from {kept}, although config.json says they are one tensor",
-            expected="equal tensors, or tie_word_embeddings: false",
-            mend="set tie_word_embeddings to false in config.json, if both are meant to be used",
-            site=name,
-        )
 
 
 def _grid_entries(parameter: str, shape: tuple[int, int], grid: Grid) -> tuple[Entry, ...]:

@@ -1,0 +1,1 @@
+"""GPTQ checkpoints of other toolkits, read."""
