@@ -375,12 +375,18 @@ def run_mixtral() -> Report:
     }  # fmt: skip
 
 
+def byte_letters() -> list[str]:
+    """The letter that byte-level tokenizers write for every byte: itself where it can be seen, else one beyond 255."""
+    seen = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    unseen = [byte for byte in range(256) if byte not in seen]
+    return [chr(byte) if byte in seen else chr(256 + unseen.index(byte)) for byte in range(256)]
+
+
 def as_directory(module: nn.Module) -> Report:
     """The same network by the other door: files that transformers loads, experts dense and attention compressed."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer = Tokenizer(models.BPE(vocab={letter: byte for byte, letter in enumerate(byte_letters())}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     started = time.monotonic()
