@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
+from pennyweight.errors import InvalidFormat
 from pennyweight.formats import Format, Grid, KQuant, Legacy
+from pennyweight.formats.dense import DTYPES
 from pennyweight.formats.gguf.blocks import Blocks
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -123,6 +125,64 @@ class BlockTypes:
         return tuple(f for f in fits if f.inputs_multiple == widest or f in self.narrow_too)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """Formats one by one, read and not offered: a plan may name them.
+
+    Args:
+        loads: every format; scales in a type of 16 or 32 bits may be in any such type that the engine takes.
+    """
+
+    loads: tuple[Format, ...]
+
+    @property
+    def kinds(self) -> tuple[type[Format], ...]:
+        """None: nothing is offered."""
+        return ()
+
+    def refuses(self, engine: str, format: Format, shape: tuple[int, int], dtypes: frozenset[str]) -> str | None:
+        """Kind, type of the scales, and whether it fits."""
+        if format not in [_with_scales(loaded, format) for loaded in self.loads]:
+            return f"{engine} does not read {format.label()}"
+        scales = getattr(format, "scale_dtype", "")
+        if scales in DTYPES and scales not in dtypes:
+            return f"{engine} takes no scales in {scales}"
+        try:
+            format.stored_bits(shape)
+        except InvalidFormat as error:
+            return error.happened
+        return None
+
+    def menu(self, columns: Sequence[int], dtype: str) -> tuple[Format, ...]:
+        """Nothing."""
+        del columns, dtype
+        return ()
+
+
+@dataclass(frozen=True)
+class Either:
+    """Several contracts: what any of them reads, the engine reads."""
+
+    contracts: tuple[Contract, ...]
+
+    @property
+    def kinds(self) -> tuple[type[Format], ...]:
+        """Classes of the formats that are offered."""
+        return tuple(dict.fromkeys(kind for contract in self.contracts for kind in contract.kinds))
+
+    def refuses(self, engine: str, format: Format, shape: tuple[int, int], dtypes: frozenset[str]) -> str | None:
+        """The first contract's reason, where the format is of a kind that is on its menu; else the last one's."""
+        reasons = [contract.refuses(engine, format, shape, dtypes) for contract in self.contracts]
+        if None in reasons:
+            return None
+        own = (r for r, c in zip(reasons, self.contracts, strict=True) if isinstance(format, c.kinds))
+        return next(own, reasons[-1])
+
+    def menu(self, columns: Sequence[int], dtype: str) -> tuple[Format, ...]:
+        """All of their menus."""
+        return tuple(format for contract in self.contracts for format in contract.menu(columns, dtype))
+
+
 def grids(columns: Sequence[int], dtype: str, bits: Sequence[int] = BITS) -> tuple[Grid, ...]:
     """Grids that divide all of the given input sizes, as coarse as their width allows.
 
@@ -153,6 +213,12 @@ def legacy(*types: str) -> tuple[Blocks, ...]:
 def k_types(*types: str) -> tuple[Blocks, ...]:
     """Types with blocks of 256."""
     return tuple(KQuant.of(type) for type in types)
+
+
+def _with_scales(loaded: Format, format: Format) -> Format:
+    scales = getattr(format, "scale_dtype", "")
+    same = type(loaded) is type(format) and scales in DTYPES and getattr(loaded, "scale_dtype", "") in DTYPES
+    return replace(loaded, scale_dtype=scales) if same else loaded  # type: ignore[type-var]
 
 
 def _listed(numbers: frozenset[int]) -> str:

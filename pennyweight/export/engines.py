@@ -14,9 +14,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pennyweight.errors import PennyweightError, UnknownName
-from pennyweight.export.contracts import BlockTypes, Contract, Grids, k_types, legacy
+from pennyweight.export.contracts import BlockTypes, Contract, Either, Grids, Listed, k_types, legacy
 from pennyweight.export.files import Files, files_of
-from pennyweight.formats import Dense, Format, KQuant, Legacy, TernaryBlocks
+from pennyweight.formats import (
+    NVFP4,
+    Dense,
+    Format,
+    KQuant,
+    Legacy,
+    Microscaling,
+    Minifloat,
+    Sharing,
+    TernaryBlocks,
+)
 from pennyweight.network.network import Network, Site
 
 OUTSIDE = ("embedding", "head")  # roles of what lies outside the blocks
@@ -137,7 +147,21 @@ TRANSFORMERS = Engine(
     evidence="loaded",
     # Its usual way makes room for zero points as if they were not packed, and then refuses the file. Only
     # dequantize=True reads them, and only where all sites share one grid, which no mixture does.
-    reads=Grids(bits=frozenset(range(2, 9)), asymmetric_bits=frozenset(), group_sizes=None),
+    reads=Either(
+        (
+            Grids(bits=frozenset(range(2, 9)), asymmetric_bits=frozenset(), group_sizes=None),
+            Listed(
+                loads=(
+                    *(Minifloat(element="e4m3", sharing=Sharing(1, group)) for group in (None, 32, 64, 128)),
+                    Minifloat(element="e4m3", sharing=Sharing(None, None)),
+                    Minifloat(element="e4m3", sharing=Sharing(128, 128)),
+                    Microscaling(element="e4m3"),
+                    Microscaling(element="e2m1"),
+                    NVFP4(),
+                )
+            ),
+        )
+    ),  # fmt: skip
     dtypes=frozenset({"float16", "bfloat16", "float32"}),
     # Its weight initialisation looks for `weight` in every Embedding, and a packed one has none.
     roles=frozenset({"linear", "head"}),
@@ -145,6 +169,8 @@ TRANSFORMERS = Engine(
         "needs the packages compressed-tensors (0.18 or newer) and accelerate",
         "3, 5, 6 and 7 bits are packed without gaps, as compressed-tensors does since 0.18; older ones misread them",
         "weights are dequantized in memory on the first forward pass: the file is smaller, the process is not",
+        "MXFP4, MXFP8 and NVFP4 are unpacked to bfloat16, where their numbers are exact: load a model in bfloat16 "
+        "with dtype='auto'",
         "leave dequantize=False: with True, this version reads every weight with the bits of the first group",
     ),
     snippet="""\

@@ -1,8 +1,10 @@
 """NVFP4: E2M1 in groups of 16 inputs, with an E4M3 scale for each group and a float32 scale for the tensor.
 
-Source: Abecassis et al. Pretraining Large Language Models with NVFP4. arXiv:2509.25149; the engines' convention for the
-tensor scale, amax / (6 · 448), so that the group with the largest weight has the largest E4M3 scale. Here, as in
-ModelOpt, one multiplies by the tensor scale; compressed-tensors stores its reciprocal as `weight_global_scale`.
+Source: Abecassis et al. Pretraining Large Language Models with NVFP4. arXiv:2509.25149. Their tensor scale is
+amax / (6 · 448), so that the group with the largest weight has the largest E4M3 scale; ours is the power of two above
+that. It costs at most the last bit of E4M3's range, and makes the product of code, scale and tensor scale exact even
+in bfloat16, and exact whether an engine multiplies by the tensor scale (ModelOpt) or divides by its reciprocal
+(compressed-tensors' `weight_global_scale`).
 
 The tensor scale belongs to all rows, so rows do not stand alone: cut out they would still decode, but stored by
 themselves they would get another tensor scale and other codes. Engines that fuse q, k and v want one tensor scale for
@@ -22,6 +24,7 @@ from torch import Tensor
 from pennyweight.formats.format import Field
 from pennyweight.formats.levels import Levels, LevelScales
 from pennyweight.formats.minifloat import ELEMENTS, finite, ties_to_even
+from pennyweight.formats.scale_types import power_of_two
 from pennyweight.formats.sharing import Sharing
 
 GROUP = Sharing(1, 16)
@@ -76,8 +79,7 @@ class NVFP4(Levels):
     ) -> LevelScales:
         """Choose scales: the tensor's from its largest weight, then each group's (see `Levels.fit`)."""
         whole = weight.float()
-        tensor = whole.abs().max() / LARGEST
-        tensor = torch.where(tensor == 0, torch.ones_like(tensor), tensor)
+        tensor = power_of_two(whole.abs().max() / LARGEST, up=True)
         groups = super().fit(whole / tensor, search=search, importance=importance)
         stored = {**groups.stored, "tensor_scale": tensor.reshape(1)}
         return LevelScales(self, stored, groups.scale * tensor)

@@ -505,7 +505,7 @@ def test_columns_in_the_order_of_activations(small: tuple[Path, Accounting], oth
         expected = (part.tensors["codes"][:, column].float() - zero[:, g]) * part.tensors["scale"][:, g].float()
         assert torch.equal(found.read(name)[:, column], expected)
     assert not torch.equal(found.read(name), ours.read(name))
-    with pytest.raises(InvalidModel, match="grid of integers"):
+    with pytest.raises(InvalidModel, match="out of order"):
         found.read_part(name)
     tensors[f"{name}_g_idx"] = torch.full((columns,), -1, dtype=torch.int32)  # written and never set
     save_file(tensors, others / "model.safetensors")
@@ -543,8 +543,7 @@ def test_eight_bit_floats(
     assert source.tensors[name].dtype == "float8_e4m3fn"
     assert "read without rounding input_activations of a" in source.description
     assert len(load_network(source).sites) == 16
-    with pytest.raises(InvalidModel, match="grid of integers"):
-        source.read_part(name)
+    assert torch.equal(Compressed((source.read_part(name),), (64, 64)).dequantize(), source.read(name))
     edit(tmp_path, lambda q: q["config_groups"]["a"]["weights"].update(type="int"))
     with pytest.raises(InvalidModel, match="float-quantized"):
         CompressedTensorsSource(tmp_path)

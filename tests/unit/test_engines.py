@@ -6,7 +6,7 @@ import pytest
 
 from pennyweight.errors import UnknownName
 from pennyweight.export.engines import ENGINES, Engine, find, how_to_load
-from pennyweight.formats import Dense, Grid
+from pennyweight.formats import Dense, Grid, parse
 from pennyweight.network.network import Network, Site
 
 UNTIED = cast(Network, SimpleNamespace(tied=(), stored_name=lambda name: name))
@@ -30,6 +30,23 @@ def test_transformers_takes_every_grid_without_zero_points(bits: int) -> None:
         assert engine.refuses(site(), Grid(bits=bits, group_size=group_size), UNTIED) is None
     assert "zero points" in str(engine.refuses(site(), Grid(bits=bits, symmetric=False), UNTIED))
     assert "128" in str(engine.refuses(site(), Grid(bits=bits, group_size=128), UNTIED))
+
+
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [
+        ("fp8 e4m3 row bfloat16", None), ("fp8 e4m3 tensor", None), ("fp8 e4m3 b128", None), ("mxfp4", None),
+        ("nvfp4", None), ("mxfp8 e4m3", None), ("fp8 e4m3 g128", "128"), ("fp8 e5m2 row", "does not read"),
+        ("mxfp6 e3m2", "does not read"), ("nf4 g64", "does not read"), ("int4 b16 sym", "a row or a group"),
+    ],
+)  # fmt: skip
+def test_transformers_takes_floats_and_offers_none(label: str, reason: str | None) -> None:
+    refusal = find("transformers").refuses(site(), parse(label), UNTIED)
+    assert refusal is None if reason is None else reason in str(refusal)
+    assert parse(label) not in find("transformers").menu([576], "bfloat16")
+    assert "does not read" in str(find("transformers").refuses(site((256, 560)), parse("nf4 g16"), UNTIED))
+    assert find("transformers").refuses(site((256, 560)), parse("mxfp4"), UNTIED) is not None
+    assert find("vllm").refuses(site(), parse(label), UNTIED) is not None
 
 
 @pytest.mark.parametrize(

@@ -9,24 +9,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pennyweight.errors import InvalidFormat
+from pennyweight.export.compressed_tensors.schemes import Scheme, scheme_of
 from pennyweight.export.safetensors_stream import Entry
 from pennyweight.export.uncompressed import check_equal, dense_dtype, tied_to
-from pennyweight.formats import Dense, Format, Grid
+from pennyweight.formats import Dense, Format
+from pennyweight.formats.dense import DTYPES
 from pennyweight.network.network import Network, Site
 from pennyweight.network.sources.source import TensorInfo
-from pennyweight.numerics.packing import words_of
 
 
 @dataclass(frozen=True)
 class Item:
-    """One tensor of the source, and what it becomes; `grid` says that it is compressed."""
+    """One tensor of the source, and what it becomes; `format` says that it is compressed."""
 
     info: TensorInfo
     action: str
     reason: str
     entries: tuple[Entry, ...]
     site: Site | None = None
-    grid: Grid | None = None
+    format: Format | None = None
 
     @property
     def bytes(self) -> int:
@@ -42,8 +43,7 @@ def stored_bytes(shape: tuple[int, int], format: Format, dtype: str) -> int:
     """
     if isinstance(format, Dense):
         return format.stored_bits(shape) // 8
-    grid = _checked_grid("weight", shape, format, dtype)
-    return sum(entry.bytes for entry in _grid_entries("weight", shape, grid))
+    return sum(entry.bytes for entry in _scheme("weight", shape, format, dtype).entries("weight", shape))
 
 
 def check(network: Network, formats: Mapping[str, Format], dtype: str) -> None:
@@ -67,28 +67,31 @@ def check(network: Network, formats: Mapping[str, Format], dtype: str) -> None:
                 mend="keep it dense",
                 site=name,
             )
-        _checked_grid(name, site.shape, format, dtype)
+        _scheme(name, site.shape, format, dtype)
 
 
-def _checked_grid(name: str, shape: tuple[int, int], grid: Format, dtype: str) -> Grid:
-    if not isinstance(grid, Grid):
+def _scheme(name: str, shape: tuple[int, int], format: Format, dtype: str) -> Scheme:
+    scheme = scheme_of(format)
+    if scheme is None:
         raise InvalidFormat(
-            f"{grid.label()} cannot be written to compressed-tensors files", expected="grids, such as int4 g64 sym",
+            f"{format.label()} cannot be written to compressed-tensors files",
+            expected="grids such as int4 g64 sym, FP8, MXFP4, MXFP8 or NVFP4",
             mend="choose another step, or another engine", site=name,
         )  # fmt: skip
-    if grid.scale_dtype != dtype:
+    scales = getattr(format, "scale_dtype", dtype)
+    if scales in DTYPES and scales != dtype:
         raise InvalidFormat(
-            f"scales in {grid.scale_dtype} in a model in {dtype}",
+            f"scales in {scales} in a model in {dtype}",
             expected=f"scales in the type of the model, {dtype}",
             mend=f"set scale_dtype={dtype!r} before the weights are rounded",
             site=name,
         )
     try:
-        grid.groups(shape[1])
+        format.stored_bits(shape)
     except InvalidFormat as error:
         error.site = name
         raise
-    return grid
+    return scheme
 
 
 def items_of(network: Network, formats: Mapping[str, Format], dtype: str) -> list[Item]:
@@ -106,26 +109,14 @@ def items_of(network: Network, formats: Mapping[str, Format], dtype: str) -> lis
             check_equal(name, kept, network)
             items.append(Item(info, "dropped", f"the same tensor as {kept}", ()))
         elif site is not None and site.name in formats:
-            grid = _checked_grid(site.name, site.shape, formats[site.name], dtype)
-            items.append(Item(info, "transformed", grid.label(), _grid_entries(name, site.shape, grid), site, grid))
+            format = formats[site.name]
+            entries = _scheme(site.name, site.shape, format, dtype).entries(name, site.shape)
+            items.append(Item(info, "transformed", format.label(), entries, site, format))
         else:
             stored = dense_dtype(info, dtype)
             action, reason = ("kept", "") if stored == info.dtype else ("cast", f"{info.dtype} to {stored}")
             items.append(Item(info, action, reason, (Entry(name, stored, info.shape),)))
     return items
-
-
-def _grid_entries(parameter: str, shape: tuple[int, int], grid: Grid) -> tuple[Entry, ...]:
-    rows, columns = shape
-    groups = grid.groups(columns)
-    entries = (
-        Entry(f"{parameter}_packed", "int32", (rows, words_of(columns, grid.bits))),
-        Entry(f"{parameter}_scale", grid.scale_dtype, (rows, groups)),
-        Entry(f"{parameter}_shape", "int64", (2,)),
-    )
-    if grid.symmetric:
-        return entries
-    return (*entries, Entry(f"{parameter}_zero_point", "int32", (words_of(rows, grid.bits), groups)))
 
 
 def shards_of(items: Sequence[Item], limit: int) -> list[list[Item]]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pennyweight.errors import InvalidFormat, InvalidModel
+from pennyweight.export.compressed_tensors import floats
 from pennyweight.formats import Grid, Part
 from pennyweight.formats.dense import DTYPES
 from pennyweight.network.sources.source import SafetensorsSource, TensorInfo, find_tensor, read_json_object
@@ -29,9 +30,12 @@ from pennyweight.numerics.packing import unpack_int32, words_of
 
 METHOD = "compressed-tensors"
 PACKED, NAIVE, FLOAT = "pack-quantized", "int-quantized", "float-quantized"
-LAYOUTS = {"pack-quantized": PACKED, "int-quantized": NAIVE, "float-quantized": FLOAT, "naive-quantized": ""}
+LAYOUTS = {PACKED: PACKED, NAIVE: NAIVE, "naive-quantized": "", **{layout: layout for layout in floats.LAYOUTS}}
 FLOATS = ("float8_e4m3fn", "float8_e5m2")  # one element a weight; multiplied by a scale
-STORED = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
+STORED = (
+    "weight", "weight_packed", "weight_scale", "weight_global_scale", "weight_shape", "weight_zero_point",
+    "weight_g_idx",
+)  # fmt: skip
 ROUNDED = ("input_activations", "output_activations")  # what a checkpoint may ask an engine to round as it runs
 BARE = ("weight_shape", "weight_g_idx")  # read elsewhere
 # What belongs to rounded activations and caches, not to weights.
@@ -51,13 +55,12 @@ def is_compressed_tensors(directory: str | os.PathLike[str]) -> bool:
 
 @dataclass(frozen=True)
 class _Packed:
-    """One quantized weight: its grid, how it lies in the file, and its parts' names by role; floats have no grid."""
+    """One weight of integers: its grid, how it lies in the file, and its parts' names by role."""
 
-    grid: Grid | None
+    grid: Grid
     layout: str
     shape: tuple[int, int]
     stored: Mapping[str, str]
-    tile: tuple[int, int] = (1, 1)  # rows and columns that share a scale; of floats alone
 
 
 class CompressedTensorsSource:
@@ -97,9 +100,8 @@ class CompressedTensorsSource:
         if name not in self._packed:
             return self._files.read(name)
         packed = self._packed[name]
-        if packed.layout == FLOAT:
-            return self._read_float(packed)
-        assert packed.grid is not None
+        if isinstance(packed, floats.Floats):
+            return packed.read(self._files.read)
         part = self._part(packed)
         if "weight_g_idx" not in packed.stored:
             return packed.grid.decode(part.tensors, packed.shape)
@@ -114,30 +116,23 @@ class CompressedTensorsSource:
         return (part.tensors["codes"].float() - zero) * part.tensors["scale"].float()[:, group]
 
     def read_part(self, name: str) -> Part:
-        """Codes, scale and, for asymmetric grids, zero point of `x.weight`, exactly as they are stored.
+        """Codes, scales and zero points of `x.weight`, exactly as they are stored.
 
         Raises:
-            InvalidModel: there is no such tensor, or it is stored dense, as floats, or with columns out of order.
+            InvalidModel: there is no such tensor, or it is stored dense, or with columns out of order.
+            InvalidFormat: floats that no format of ours can hold.
         """
         find_tensor(self.tensors, name, self.path)
         if name not in self._packed:
             raise self._refusal("it is stored dense", name, expected="the name of a quantized weight")
         packed = self._packed[name]
-        if packed.layout == FLOAT or "weight_g_idx" in packed.stored:
-            raise self._refusal("it is not stored on a grid of integers", name, expected="integers, columns in order")
+        if isinstance(packed, floats.Floats):
+            return packed.part(self._files.read)
+        if "weight_g_idx" in packed.stored:
+            raise self._refusal("its columns are out of order", name, expected="columns in order")
         return self._part(packed)
 
-    def _read_float(self, packed: _Packed) -> Tensor:
-        """An 8-bit float a weight, times a scale for the tensor, a row, a group of inputs, or a rectangle."""
-        weight = self._files.read(packed.stored["weight"]).float()
-        scale = self._files.read(packed.stored["weight_scale"]).float()
-        rows, columns = packed.shape
-        tall, wide = packed.tile
-        scale = scale.reshape(-(-rows // tall), -(-columns // wide))
-        return weight * scale.repeat_interleave(tall, 0)[:rows].repeat_interleave(wide, 1)[:, :columns]
-
     def _part(self, packed: _Packed) -> Part:
-        assert packed.grid is not None
         raw = {role: self._files.read(stored) for role, stored in packed.stored.items() if role not in BARE}
         (rows, columns), bits = packed.shape, packed.grid.bits
         middle = 1 << (bits - 1)  # signed codes plus this are ours
@@ -196,11 +191,12 @@ class CompressedTensorsSource:
             named = group.get("format") or quantization.get("format")
             kind = arguments.get("type", "int")
             layout = LAYOUTS.get(str(named)) or {"int": NAIVE, "float": FLOAT}.get(kind)
-            wanted = "float" if layout == FLOAT else "int"
-            if named not in LAYOUTS or kind != wanted or (kind == "float" and arguments.get("num_bits", 8) != 8):
+            wanted = ("float", 4 if layout in floats.PAIRED else 8) if layout in floats.LAYOUTS else ("int", None)
+            if named not in LAYOUTS or wanted not in ((kind, None), (kind, arguments.get("num_bits", 8))):
                 raise self._refusal(
                     f"{name} is stored as {named} ({kind}{arguments.get('num_bits', 8)})",
-                    expected=f"{PACKED} or {NAIVE} with integers, or {FLOAT} with 8 bits",
+                    expected=f"{PACKED} or {NAIVE} with integers, {', '.join(floats.EIGHT)} with 8 bits, "
+                    f"{', '.join(floats.PAIRED)} with 4",
                 )
             self.left_out += [f"{what} of {name}" for what in ROUNDED if group.get(what)]
             schemes += [(str(target), str(layout), arguments) for target in group.get("targets") or []]
@@ -214,16 +210,17 @@ class CompressedTensorsSource:
                 found.append(module)
         return found
 
-    def _read_layout(self, module: str) -> _Packed:
+    def _read_layout(self, module: str) -> _Packed | floats.Floats:
         layout, arguments = self._scheme_of(module)
         stored = {leaf: f"{module}.{leaf}" for leaf in STORED if f"{module}.{leaf}" in self._files.tensors}
         symmetric = bool(arguments.get("symmetric", True))
+        if layout in floats.LAYOUTS:
+            return self._float_layout(module, layout, arguments, stored)
         required = {"weight_scale", *(("weight_packed", "weight_shape") if layout == PACKED else ("weight",))}
         if missing := sorted((required | (set() if symmetric else {"weight_zero_point"})) - stored.keys()):
             raise self._refusal(f"{missing[0]} is missing", module, expected=f"a whole {layout} weight")
         rows, columns = self._shape(module, layout)
-        stores_floats = self._files.tensors[stored.get("weight", stored["weight_scale"])].dtype in FLOATS
-        if layout != PACKED and stores_floats != (layout == FLOAT):
+        if layout != PACKED and self._files.tensors[stored["weight"]].dtype in FLOATS:
             raise self._refusal(f"{self._files.tensors[stored['weight']].dtype} stored as {layout}", module)
         if "weight_g_idx" in stored and self._files.tensors[stored["weight_g_idx"]].shape != (columns,):
             raise self._refusal("weight_g_idx does not name a group for every column", module, expected=f"{[columns]}")
@@ -231,8 +228,6 @@ class CompressedTensorsSource:
         if scale.dtype not in DTYPES:
             raise self._refusal(f"scales in {scale.dtype}", module, expected=", ".join(DTYPES))
         strategy = arguments.get("strategy") or ("group" if (arguments.get("group_size") or -1) > 0 else "channel")
-        if layout == FLOAT:
-            return self._float_layout(module, (rows, columns), strategy, arguments, stored)
         if strategy not in ("group", "channel", "tensor"):
             raise self._refusal(f"scales by {strategy}", module, expected="scales by group, channel or tensor")
         try:
@@ -254,24 +249,46 @@ class CompressedTensorsSource:
         return _Packed(grid, layout, (rows, columns), stored)
 
     def _float_layout(
-        self, module: str, shape: tuple[int, int], strategy: str, arguments: Mapping[str, Any], stored: dict[str, str]
-    ) -> _Packed:
-        """How many rows and columns share a scale."""
-        rows, columns = shape
+        self, module: str, layout: str, arguments: Mapping[str, Any], stored: dict[str, str]
+    ) -> floats.Floats:
+        """Codes of the right kind, and how many rows and columns share a scale."""
+        codes = "weight_packed" if layout in floats.PAIRED else "weight"
+        whole = ["weight_global_scale"] if layout == "nvfp4-pack-quantized" else []
+        if missing := sorted({codes, "weight_scale", *whole} - stored.keys()):
+            raise self._refusal(f"{missing[0]} is missing", module, expected=f"a whole {layout} weight")
+        found, scale = self._files.tensors[stored[codes]], self._files.tensors[stored["weight_scale"]]
+        if len(found.shape) != 2 or found.dtype not in (("uint8",) if layout in floats.PAIRED else FLOATS):
+            raise self._refusal(f"{found.dtype} {list(found.shape)} stored as {layout}", module)
+        rows, columns = found.shape[0], found.shape[1] * (2 if layout in floats.PAIRED else 1)
+        if scale.dtype not in ((floats.SCALES[layout],) if layout in floats.SCALES else DTYPES):
+            raise self._refusal(
+                f"scales in {scale.dtype}", module, expected=floats.SCALES.get(layout, ", ".join(DTYPES))
+            )
+        if any(self._files.tensors[stored[name]].shape not in ((), (1,)) for name in whole):
+            raise self._refusal("more than one global scale", module, expected="one")
+        tile = self._tile(module, layout, (rows, columns), arguments)
+        if tile[0] == 1 and columns % tile[1]:
+            raise self._refusal(f"{columns} inputs in groups of {tile[1]}", module, expected="whole groups")
+        expected = (-(-rows // tile[0]), -(-columns // tile[1]))
+        flat = expected[1] == 1 and scale.shape in ((), (1,), (rows,)) and math.prod(scale.shape) == expected[0]
+        if scale.shape != expected and not flat:
+            raise self._refusal(f"scales of shape {list(scale.shape)}", module, expected=f"{list(expected)}")
+        return floats.Floats(layout, (rows, columns), tile, stored)
+
+    def _tile(self, module: str, layout: str, shape: tuple[int, int], arguments: Mapping[str, Any]) -> tuple[int, int]:
         group, rectangle = arguments.get("group_size"), arguments.get("block_structure")
-        tile = {"tensor": shape, "channel": (1, columns)}.get(strategy)
-        if strategy == "group" and isinstance(group, int) and group > 0:
+        strategy = arguments.get("strategy") or ("group" if (group or -1) > 0 else "channel")
+        if layout in floats.SHARED:
+            tile: tuple[int, int] | None = (1, floats.SHARED[layout])
+        else:
+            tile = {"tensor": shape, "channel": (1, shape[1])}.get(strategy)
+        if tile is None and strategy == "group" and isinstance(group, int) and group > 0:
             tile = (1, group)
         if strategy == "block" and isinstance(rectangle, list) and len(rectangle) == 2 and min(rectangle) > 0:
             tile = (int(rectangle[0]), int(rectangle[1]))
         if tile is None or not arguments.get("symmetric", True):
             raise self._refusal(f"floats with scales by {strategy}", module, expected="tensor, channel, group or block")
-        expected = (-(-rows // tile[0]), -(-columns // tile[1]))
-        found = self._files.tensors[stored["weight_scale"]].shape
-        flat = expected[1] == 1 and found in ((), (1,), (rows,)) and math.prod(found) == expected[0]
-        if found != expected and not flat:
-            raise self._refusal(f"scales of shape {list(found)}", module, expected=f"{list(expected)}")
-        return _Packed(None, FLOAT, shape, stored, tile)
+        return tile
 
     def _scheme_of(self, module: str) -> tuple[str, Mapping[str, Any]]:
         if not any(_matches(module, target) for target in self._ignore):
@@ -318,7 +335,9 @@ class CompressedTensorsSource:
 
     def _label(self, name: str) -> str:
         packed = self._packed[name]
-        return self._files.tensors[name].dtype if packed.grid is None else packed.grid.label()
+        if isinstance(packed, _Packed):
+            return packed.grid.label()
+        return self._files.tensors[name].dtype if packed.layout == FLOAT else packed.layout.partition("-")[0]
 
     def _refusal(self, happened: str, module: str = "", *, expected: str = "") -> InvalidModel:
         return InvalidModel(

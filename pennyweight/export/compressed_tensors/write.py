@@ -1,15 +1,4 @@
-"""Write a compressed-tensors checkpoint: packed codes, scales and zero points in safetensors, described in config.json.
-
-Source: the compressed-tensors package, versions 0.17 to 0.20 (`pack_quantized`, `quant_config`, `quant_args`,
-`quant_scheme`), read and run. A linear layer [out, in] with b bits becomes
-
-    weight_packed      int32 [out, ceil(in·b/32)]    codes, each row a stream of bits (`numerics.packing`)
-    weight_scale       [out, groups]                 in the type of the model
-    weight_shape       int64 [2]
-    weight_zero_point  int32 [ceil(out·b/32), groups]  asymmetric grids only; packed along the outputs, not the groups
-
-The package speaks of signed codes and stores q + 2^(b−1): our codes are that sum already.
-"""
+"""Write a compressed-tensors checkpoint: codes and scales in safetensors, described in config.json (see `schemes`)."""
 
 from __future__ import annotations
 
@@ -18,20 +7,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pennyweight.errors import InvalidFormat, InvalidOutput
 from pennyweight.export.accounting import Accounting, Row
 from pennyweight.export.compressed_tensors.layout import Item, check, items_of, shard_names, shards_of
+from pennyweight.export.compressed_tensors.schemes import scheme_for
 from pennyweight.export.safetensors_stream import ShardWriter, is_written, write_file
-from pennyweight.formats import Compressed, Dense, Format, Grid
+from pennyweight.formats import Compressed, Dense, Format, Part
 from pennyweight.network.network import Network, Site
 from pennyweight.network.sources.source import INDEX
 from pennyweight.numerics.hashing import of_bytes
-from pennyweight.numerics.packing import pack_int32
 
-PACKED = "pack-quantized"
+MIXED = "mixed-precision"
 LAYOUT_VERSION = "0.20.0"  # of the package whose layout this is; readers take it as information
 SHARD_BYTES = 2_000_000_000
 
@@ -140,16 +128,12 @@ def _tensors(
     item: Item, network: Network, compressed: Callable[[Site], Compressed], dtype: str
 ) -> Iterator[tuple[str, Tensor]]:
     name = item.info.name
-    if item.site is None or item.grid is None:
+    if item.site is None or item.format is None:
         tensor = network.source.read(name)
         yield name, _rounded(name, tensor, dtype) if item.action == "cast" else tensor
         return
-    codes, scale, zero_point = _parts(item.site, item.grid, compressed(item.site))
-    yield f"{name}_packed", pack_int32(codes, item.grid.bits)
-    yield f"{name}_scale", scale
-    yield f"{name}_shape", torch.tensor(item.site.shape, dtype=torch.int64)
-    if zero_point is not None:
-        yield f"{name}_zero_point", pack_int32(zero_point.T, item.grid.bits).T
+    part = _part(item.site, item.format, compressed(item.site))
+    yield from scheme_for(item.format).tensors(name, part)
 
 
 def _rounded(name: str, tensor: Tensor, dtype: str) -> Tensor:
@@ -160,60 +144,50 @@ def _rounded(name: str, tensor: Tensor, dtype: str) -> Tensor:
         raise
 
 
-def _parts(site: Site, grid: Grid, compressed: Compressed) -> tuple[Tensor, Tensor, Tensor | None]:
+def _part(site: Site, format: Format, compressed: Compressed) -> Part:
     part = compressed.parts[0]
-    if len(compressed.parts) != 1 or part.format != grid:
+    if len(compressed.parts) != 1 or part.format != format:
         found = " + ".join(part.format.label() for part in compressed.parts)
         raise InvalidFormat(
             f"was compressed as {found}",
-            expected=f"one part in {grid.label()}, as planned",
-            mend="a compressed-tensors file holds one grid for each tensor",
+            expected=f"one part in {format.label()}, as planned",
+            mend="a compressed-tensors file holds one format for each tensor",
             site=site.name,
         )
-    return part.tensors["codes"], part.tensors["scale"], part.tensors.get("zero_point")
+    return part
 
 
 def _config(network: Network, items: Sequence[Item], dtype: str) -> dict[str, Any]:
     config = {k: v for k, v in network.source.config.items() if k not in ("quantization_config", "torch_dtype")}
     config["dtype"] = dtype
-    targets: dict[Grid, list[str]] = {}
+    targets: dict[Format, list[str]] = {}
     for item in items:
-        if item.site is not None and item.grid is not None:
-            targets.setdefault(item.grid, []).append(item.site.name)
+        if item.site is not None and item.format is not None:
+            targets.setdefault(item.format, []).append(item.site.name)
     if not targets:
         return config
     packed = {name for names in targets.values() for name in names}
+    schemes = {format: scheme_for(format) for format in targets}
+    layouts = {scheme.layout for scheme in schemes.values()}
     config["quantization_config"] = {
         "quant_method": "compressed-tensors",
         "version": LAYOUT_VERSION,
-        "format": PACKED,
+        "format": layouts.pop() if len(layouts) == 1 else MIXED,
         "quantization_status": "compressed",
         "config_groups": {
             f"group_{i}": {
                 "targets": names,
-                "weights": _arguments(grid),
+                "weights": schemes[format].arguments(),
                 "input_activations": None,
                 "output_activations": None,
-                "format": PACKED,
+                "format": schemes[format].layout,
             }
-            for i, (grid, names) in enumerate(targets.items())
+            for i, (format, names) in enumerate(targets.items())
         },
         "ignore": [s.name for s in network.sites if s.role != "embedding" and s.name not in packed],
         "kv_cache_scheme": None,
     }
     return config
-
-
-def _arguments(grid: Grid) -> dict[str, Any]:
-    """Spell out QuantizationArgs, with the keys every version knows only: readers refuse others."""
-    return {
-        "num_bits": grid.bits,
-        "type": "int",
-        "symmetric": grid.symmetric,
-        "group_size": grid.group_size,
-        "strategy": "channel" if grid.group_size is None else "group",
-        "dynamic": False,
-    }
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
