@@ -104,7 +104,7 @@ def deliver(
         "budgets": [asdict(one.budget) for one in asked], "model": str(reference.source.path.name),
         "source": reference.source.description, "engine": best.plan.engine,
         "bytes_before": reference.source.stored_bytes, "bytes_16_bit": 2 * weights_of(reference),
-        "bytes_after": best.size, "bits": 8 * best.plan.bytes / weights_of(reference),
+        "bytes_after": best.size, "bits": 8 * facts["accounting"]["written"] / weights_of(reference),
     }  # fmt: skip
     artifact.write_record(staged, "summary.json", summary)
     artifact.seal(staged)
