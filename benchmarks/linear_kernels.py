@@ -18,7 +18,7 @@ import torch
 
 from pennyweight import formats
 from pennyweight.numerics.four_bits import FourBits
-from pennyweight.numerics.kernels import TOKENS, op
+from pennyweight.numerics.kernels import EIGHT_UNTIL, FOUR_UNTIL, op
 from pennyweight.numerics.linear import linear
 from pennyweight.numerics.products import EightBits, held
 from pennyweight.numerics.random import stream
@@ -47,7 +47,12 @@ def main() -> None:
                 rows.append({"shape": list(shape), "tokens": tokens, "microseconds": timed(calls), "errors": errors})
                 print(rows[-1], flush=True)
     facts = machine.facts(arguments.seed)
-    print(machine.write("linear_kernels", {**facts, "threads": arguments.threads, "left_at": TOKENS, "rows": rows}))
+    print(
+        machine.write(
+            "linear_kernels",
+            {**facts, "threads": arguments.threads, "left_at": [FOUR_UNTIL, EIGHT_UNTIL], "rows": rows},
+        )
+    )
 
 
 def ways(

@@ -129,6 +129,21 @@ def parser() -> argparse.ArgumentParser:
         "--allow-network", action="store_true", help="install the engine into an environment that is removed afterwards"
     )
 
+    run = verbs.add_parser("run", help="continue a prompt, with weights as small in memory as in the files")
+    _model(run)
+    run.add_argument("prompt", metavar="TEXT", help="what to continue")
+    run.add_argument("--tokens", type=at_least(1), default=64, metavar="N", help="to write at most (%(default)s)")
+    run.add_argument("--temperature", type=float, default=0.0, help="of sampling; 0 takes the likeliest (%(default)s)")
+    run.add_argument("--seed", type=int, default=0, help="of sampling (%(default)s)")
+    run.add_argument("--beside", metavar="MODEL", help="another model, to see where the two texts part")
+    run.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
+    run.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16",
+        help="of the arithmetic; codes are quick in bfloat16 alone, certificates are about float32 (%(default)s)",
+    )  # fmt: skip
+    _threads(run)
+    _common(run)
+
     inspect = verbs.add_parser("inspect", help="blocks, sites, shapes, tied tensors, and what each engine could take")
     _model(inspect)
     inspect.add_argument(

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from pennyweight.numerics.kernels import CHUNK, op, quick
+from pennyweight.numerics.kernels import CHUNK, FOUR_UNTIL, op, quick
 
 GROUPS = (256, 128, 64, 32)  # inputs that may share a scale in the kernel
 BLOCKS = (64, 32, 16)  # outputs it packs together, by the width of the machine's vectors
@@ -75,7 +75,7 @@ class FourBits:
 
     def product(self, x: Float[Tensor, "tokens n"]) -> Float[Tensor, "tokens out"]:
         """X Wᵀ in the type of x; by the kernel where that is the quicker way."""
-        if quick(x):
+        if quick(x, FOUR_UNTIL):
             group, kernel = self.inputs // len(self.scales[0]), op("_weight_int4pack_mm_for_cpu")
             parts = [kernel(x.contiguous(), p, group, s) for p, s in zip(self.planes, self.scales, strict=True)]
             total: Tensor = parts[0] if len(parts) == 1 else parts[0] + parts[1]

@@ -6,8 +6,8 @@ documentation does not say (`benchmarks/results/linear_kernels.json`, one core w
 - Both take bfloat16, float16 and float32, and are quick in bfloat16 alone: there they read a 4096 x 4096 weight for one
   token in less than half the time of a dense product. In float32 they are loops without vectors, some ten times slower
   than dense. So they are asked in bfloat16 only; in float32 codes become numbers at every call.
-- Every further token costs them as much again. From `TOKENS` on, codes become numbers a few rows at a time, and the
-  usual product takes over.
+- Every further token costs them as much again. From some number of tokens on (`FOUR_UNTIL`, `EIGHT_UNTIL`), codes
+  become numbers a few rows at a time, and the usual product takes over.
 - The four-bit kernel takes outputs in sixteens and groups of 32, 64, 128 or 256. The eight-bit one gives wrong numbers
   or crashes in bfloat16 where inputs are no multiple of 16, without a word; nothing of that kind is given to it.
 """
@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TOKENS = 96  # from here on the usual product on decoded numbers is the quicker one
+FOUR_UNTIL, EIGHT_UNTIL = 96, 24  # tokens from which on the usual product on decoded numbers is the quicker one
 CHUNK = 1 << 19  # weights decoded at once: float32 numbers that stay in the cache
 
 
-def quick(x: Tensor) -> bool:
+def quick(x: Tensor, until: int) -> bool:
     """Whether a kernel is the quicker way for these tokens."""
-    return x.dtype == torch.bfloat16 and len(x) < TOKENS
+    return x.dtype == torch.bfloat16 and len(x) < until
 
 
 def op(name: str) -> Any:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from pennyweight.numerics.four_bits import FourBits
-from pennyweight.numerics.kernels import CHUNK, op, quick
+from pennyweight.numerics.kernels import CHUNK, EIGHT_UNTIL, op, quick
 
 EIGHT_MULTIPLE = 16  # inputs of the eight-bit kernel
 
@@ -67,7 +67,7 @@ class EightBits:
 
     def product(self, x: Float[Tensor, "tokens n"]) -> Float[Tensor, "tokens out"]:
         """X Wᵀ in the type of x; by the kernel where that is the quicker way."""
-        if quick(x):
+        if quick(x, EIGHT_UNTIL):
             result: Tensor = op("_weight_int8pack_mm")(x.contiguous(), self.codes, self.scale)
         else:
             step = max(1, CHUNK // self.codes.shape[1])

@@ -12,7 +12,7 @@ from pennyweight import formats
 from pennyweight.formats import FORMATS
 from pennyweight.numerics import four_bits
 from pennyweight.numerics.four_bits import FourBits
-from pennyweight.numerics.kernels import TOKENS
+from pennyweight.numerics.kernels import EIGHT_UNTIL, FOUR_UNTIL
 from pennyweight.numerics.products import EightBits, held
 
 # relative error of the whole product, to one in float64 of the exact stored numbers
@@ -57,7 +57,13 @@ def test_products_are_those_of_the_dense_weight(
     assert type(weight) is (kind or type(None))
     if weight is None:
         return
-    for tokens in (1, 3, TOKENS - 1, TOKENS):  # both sides of where the kernel is left
+    for tokens in (
+        1,
+        EIGHT_UNTIL - 1,
+        EIGHT_UNTIL,
+        FOUR_UNTIL - 1,
+        FOUR_UNTIL,
+    ):  # both sides of where the kernel is left
         x = torch.randn(tokens, shape[1], generator=torch.Generator().manual_seed(tokens)).to(dtype)
         found = weight.product(x)
         assert found.shape == (tokens, shape[0])

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pennyweight.errors import InvalidModel
 from pennyweight.formats import Part
@@ -62,13 +62,17 @@ class Runnable:
     ledger: tuple[Row, ...]
 
 
-def runnable(network: Network, dtype: torch.dtype = torch.bfloat16, *, dense: bool = False) -> Runnable:
+def runnable(
+    network: Network, dtype: torch.dtype = torch.bfloat16, *, dense: bool = False,
+    on_tensor: Callable[[int], None] | None = None,
+) -> Runnable:  # fmt: skip
     """Read a network into memory, weights as codes where they are stored as such; one tensor is read at a time.
 
     Args:
         network: what `load` returns, of a directory or a GGUF file.
         dtype: of activations, and of what is stored dense. Kernels are quick in bfloat16 alone.
         dense: decode everything, as an ordinary loader would.
+        on_tensor: told the stored bytes of every tensor that is in memory.
 
     Raises:
         InvalidModel: a program without weights of its own, such as an ONNX file.
@@ -86,13 +90,21 @@ def runnable(network: Network, dtype: torch.dtype = torch.bfloat16, *, dense: bo
         if weight is not None:
             for site in sites:
                 model.set_submodule(site.name, _layer(model.get_submodule(site.name), weight, dtype))
+            if on_tensor:
+                on_tensor(info.bytes)
             size, how = weight.bytes, KERNELS.get(type(weight).__name__, "decoded at every call")
         else:
             size, how = site_bytes(sites[0], dtype), f"dense {str(dtype).removeprefix('torch.')}"
         plain = info.dtype in DTYPES and not dense
         rows.append(Row(site=sites[0].name, stored=info.dtype, held=how, bytes=size, reason="" if plain else reason))
         release()
-    place(model, network, [name for name, _ in model.named_parameters(remove_duplicate=False)], dtype)
+
+    def read(name: str) -> Tensor:
+        if on_tensor:
+            on_tensor(network.source.tensors[name].bytes)
+        return network.source.read(name)
+
+    place(model, network, [name for name, _ in model.named_parameters(remove_duplicate=False)], dtype, read)
     for module in model.modules():
         if type(module) is nn.Linear and dtype == torch.float32:
             module.forward = fast_forward(module)  # type: ignore[method-assign, assignment]
