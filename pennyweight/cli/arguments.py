@@ -43,6 +43,11 @@ def at_least(least: int) -> Callable[[str], int]:
     return read
 
 
+def counts(text: str) -> tuple[int, ...]:
+    """Read whole numbers above zero between commas."""
+    return tuple(dict.fromkeys(at_least(1)(part.strip()) for part in text.split(",")))
+
+
 def names(text: str) -> tuple[str, ...]:
     """Read names between commas; commas between brackets belong to a name's arguments."""
     found, depth = [""], 0
@@ -143,6 +148,21 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _threads(run)
     _common(run)
+
+    bench = verbs.add_parser("bench", help="tokens a second of files in every engine that reads them, in one table")
+    bench.add_argument("path", metavar="FILES", help="what compress wrote, another directory, or a .gguf file")
+    bench.add_argument(
+        "--engine", type=names, default=("all",), metavar="NAMES",
+        help="all, or some of pennyweight, dense, transformers, llama.cpp (all)",
+    )  # fmt: skip
+    bench.add_argument("--python", action="append", metavar="PATH", help="an interpreter with engines; may be repeated")
+    bench.add_argument("--reference", metavar="MODEL", help="the model before; without it, the same weights decoded")
+    bench.add_argument("--batches", type=counts, default=(1, 8), metavar="N,N", help="texts at once (1,8)")
+    bench.add_argument("--prompt", type=at_least(1), default=512, metavar="N", help="tokens read (%(default)s)")
+    bench.add_argument("--tokens", type=at_least(1), default=64, metavar="N", help="tokens written (%(default)s)")
+    bench.add_argument("--repeats", type=at_least(1), default=5, metavar="N", help="that count (%(default)s)")
+    _threads(bench)
+    _common(bench, network=False)
 
     inspect = verbs.add_parser("inspect", help="blocks, sites, shapes, tied tensors, and what each engine could take")
     _model(inspect)
