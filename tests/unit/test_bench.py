@@ -147,6 +147,8 @@ def test_files_are_timed_by_our_run_time_and_their_engine(
 def test_what_cannot_be_asked_is_said(llama_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InvalidMethod, match="300 tokens, and the model has 256"):
         bench(llama_directory, prompt=290, written=10)
+    with pytest.raises(MissingFile, match="no such interpreter"):
+        bench(llama_directory, prompt=4, written=4, pythons=[llama_directory / "python"])
     assert (
         main(["bench", str(llama_directory), "--engine", "llama.cpp", "--quiet", "--prompt", "4", "--tokens", "2"]) == 0
     )
