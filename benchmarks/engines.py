@@ -1,8 +1,8 @@
-"""A model rounded to nearest, in the files of each engine, timed by `pennyweight bench`: what is small, and what is quick.
+"""A model rounded to nearest, in the files of each engine, timed as `pennyweight bench` does: small, and how quick.
 
     python benchmarks/engines.py --model DIR --python VENV/bin/python [--threads 1]
 
-`--python` has llama-cpp-python. What is timed does not depend on how the codes were chosen, so plain rounding is enough.
+`--python` has llama-cpp-python. Times do not depend on how codes were chosen, so plain rounding is enough.
 """
 
 import argparse

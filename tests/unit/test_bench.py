@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from conftest import byte_tokenizer
+from tokenizers import pre_tokenizers
 
 from pennyweight.cli import main
 from pennyweight.errors import EngineFailed, InvalidMethod, MissingFile, UnknownName
 from pennyweight.export.engines import find
+from pennyweight.export.probes import FOLDER
 from pennyweight.flow.bench.bench import Spread, _Table, bench
-from pennyweight.flow.bench.contenders import Contender, chosen, having
+from pennyweight.flow.bench.contenders import KINDS, Contender, chosen, having, own
 from pennyweight.flow.bench.process import started
+from pennyweight.flow.load import load
 
 # An engine that notes what it reads, takes a known time, and fails where it is told to.
 PROBE = """
@@ -153,3 +158,78 @@ def test_what_cannot_be_asked_is_said(llama_directory: Path, capsys: pytest.Capt
         main(["bench", str(llama_directory), "--engine", "llama.cpp", "--quiet", "--prompt", "4", "--tokens", "2"]) == 0
     )
     assert "without llama.cpp: no interpreter has llama-cpp-python==" in capsys.readouterr().out
+
+
+# A llama.cpp that notes what it is given; its quantizer makes files of a known size for every type.
+LLAMA = """
+import json, os, types
+__version__ = "0.0 (a stub)"
+log = open({log!r}, "a")
+llama_log_callback = lambda f: f
+llama_log_set = llama_backend_init = llama_memory_clear = llama_synchronize = lambda *_: None
+llama_model_default_params = llama_context_default_params = llama_model_quantize_default_params = types.SimpleNamespace
+llama_model_load_from_file = lambda path, _: path
+llama_get_memory = lambda context: context
+llama_init_from_model = lambda model, settings: settings
+SIZES = {sizes!r}
+for number, name in enumerate(SIZES):
+    globals()["LLAMA_FTYPE_MOSTLY_" + name] = number
+def llama_batch_init(n, embd, seqs):
+    return types.SimpleNamespace(n_tokens=0, token=[0] * n, pos=[0] * n, n_seq_id=[0] * n, logits=[0] * n,
+                                 seq_id=[[0] * seqs for _ in range(n)])
+def llama_decode(settings, batch):
+    n = batch.n_tokens
+    rows = list(zip(batch.token[:n], batch.pos[:n], [s[0] for s in batch.seq_id[:n]], map(bool, batch.logits[:n])))
+    log.write(json.dumps([settings.n_ctx, settings.n_seq_max, rows]) + "\\n")
+    log.flush()
+    return 0
+def llama_model_quantize(before, after, settings):
+    assert open(before.decode(), "rb").read(4) == b"GGUF"
+    with open(after.decode(), "wb") as file:
+        file.truncate(list(SIZES.values())[settings.ftype])
+    return 0
+"""
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    """An interpreter in which `import llama_cpp` finds the stub."""
+    sizes = {kind: 1000 * (number + 1) for number, kind in enumerate(KINDS)}
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub" / "llama_cpp.py").write_text(LLAMA.format(log=str(tmp_path / "log"), sizes=sizes))
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path / "stub"}" exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
+def test_llama_cpp_is_given_several_texts_at_once(llama: Path, tmp_path: Path) -> None:
+    row = find("llama.cpp")
+    contender = Contender(name="x", probe=FOLDER / row.probe, python=llama, files=tmp_path / "m.gguf", bytes=0)
+    with started(contender, OPTIONS) as process:
+        assert process.loaded["version"] == "llama-cpp-python 0.0 (a stub)"
+        for _ in range(2):  # from nothing every time
+            process.ask(2, 3, 2)
+    log = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [entry[:2] for entry in log] == [[24, 2]] * 6
+    places = [[row[1:] for row in rows] for _, _, rows in log]
+    assert places[:3] == places[3:]
+    read, first, second = places[:3]
+    assert read == [[0, 0, False], [1, 0, False], [2, 0, True], [0, 1, False], [1, 1, False], [2, 1, True]]
+    assert first == [[3, 0, True], [3, 1, True]]
+    assert second == [[4, 0, True], [4, 1, True]]
+
+
+@pytest.mark.parametrize(("size", "kind"), [(1, "Q2_K"), (4400, "Q3_K_L"), (7600, "Q5_0"), (10**9, "Q8_0")])
+def test_an_engines_own_rounding_is_the_one_of_the_nearest_size(
+    size: int, kind: str, llama: Path, llama_directory: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("gguf")
+    shutil.copytree(llama_directory, tmp_path / "model")
+    tokenizer = byte_tokenizer()  # split as llama.cpp knows it
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.save(str(tmp_path / "model" / "tokenizer.json"))
+    (tmp_path / "work").mkdir()
+    found, file = own(load(tmp_path / "model"), find("llama.cpp"), llama, size, tmp_path / "work")
+    assert found == kind
+    assert [path for path in (tmp_path / "work").rglob("*") if path.is_file()] == [file]
