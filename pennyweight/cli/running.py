@@ -17,13 +17,13 @@ def run(arguments: Namespace) -> int:
     """Write a continuation."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    shown: list[str] = []
+    shown: set[int] = set()
 
-    def say(model: str, piece: str) -> None:
-        if model not in shown:
+    def say(which: int, piece: str) -> None:
+        if which not in shown:
             if arguments.beside:
-                print(f"{chr(10) if shown else ''}{model}:")
-            shown.append(model)
+                print(("\n\n" if shown else "") + f"{(arguments.model, arguments.beside)[which]}:")
+            shown.add(which)
             sys.stdout.write("" if arguments.chat else arguments.prompt)
         sys.stdout.write(piece)
         sys.stdout.flush()

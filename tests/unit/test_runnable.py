@@ -87,6 +87,7 @@ def test_the_ledger_says_what_became_of_every_weight(llama_directory: Path, stor
     layer = found.model.get_submodule(f"{block}self_attn.k_proj")
     assert isinstance(layer, CompressedLinear)
     assert isinstance(layer.codes, Decoded)
+    assert layer.weight.dtype == torch.bfloat16  # what some models' code asks for
     assert all(not parameter.is_meta for parameter in found.model.parameters())
     dense = {row.site: row for row in runnable(network, dense=True).ledger}
     assert sum(row.bytes for row in rows.values()) < 0.8 * sum(row.bytes for row in dense.values())

@@ -21,7 +21,7 @@ from pennyweight.network.sources.tokenizer import as_chat, load_tokenizer
 from pennyweight.numerics.memory import peak, release
 from pennyweight.numerics.random import stream
 
-Say = Callable[[str, str], None]  # told the model and a piece of its text as soon as it is known
+Say = Callable[[int, str], None]  # told which model, 0 or 1, and a piece of its text as soon as it is known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def run(
         chat: put the prompt into the model's chat template.
         dtype: of the arithmetic: bfloat16, in which kernels are quick, float16 or float32.
         allow_network: whether a hub id may be downloaded.
-        say: told the model and each piece of text as soon as it is known.
+        say: told which model, 0 or 1, and each piece of text as soon as it is known.
         progress: told about reading weights.
 
     Raises:
@@ -124,8 +124,7 @@ def run(
     done: list[Written] = []
     for network in networks:
         Resident(network, torch.nn.Module()).checked(ids, tokens)  # before weights are read
-    for network in networks:
-        name = str(network.source.path)
+    for which, network in enumerate(networks):
         with progress.stage("reading weights", network.source.stored_bytes) as advance:
             made = runnable(network, getattr(torch, dtype), on_tensor=advance)
         decoder, pieces, written, seconds = DecodeStream(skip_special_tokens=True), [], [], [time.perf_counter()]
@@ -136,12 +135,12 @@ def run(
             if (piece := decoder.step(tokenizer, token)) is not None:
                 pieces.append(piece)
                 if say:
-                    say(name, piece)
+                    say(which, piece)
         each = [after - before for before, after in pairwise(seconds[1:])]
         held = [row.held for row in made.ledger]
         done.append(
             Written(
-                model=name, tokens=written, text="".join(pieces), ended=written[-1] in ends,
+                model=str(network.source.path), tokens=written, text="".join(pieces), ended=written[-1] in ends,
                 prompt_seconds=seconds[1] - seconds[0],
                 token_seconds=float(torch.tensor(each).median()) if each else None,
                 weights=sum(row.bytes for row in made.ledger), peak=peak(),

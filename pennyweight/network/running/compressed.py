@@ -57,12 +57,13 @@ class CompressedLinear(nn.Module):
 
     Args:
         weight: of codes.
+        dtype: of the arithmetic.
         bias: as that of the layer it stands for; may be on the meta device until it is read.
     """
 
-    def __init__(self, weight: Weight, bias: nn.Parameter | None) -> None:
+    def __init__(self, weight: Weight, dtype: torch.dtype, bias: nn.Parameter | None) -> None:
         super().__init__()
-        self.codes = weight
+        self.codes, self.weight = weight, placeholder(dtype)
         self.bias = bias
 
     def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch out"]:
@@ -81,8 +82,13 @@ class CompressedTable(nn.Module):
 
     def __init__(self, weight: Weight, dtype: torch.dtype) -> None:
         super().__init__()
-        self.codes, self.dtype = weight, dtype
+        self.codes, self.weight = weight, placeholder(dtype)
 
     def forward(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch n"]:
         """The rows of these tokens."""
-        return self.codes.rows(ids.flatten()).to(self.dtype).reshape(*ids.shape, -1)
+        return self.codes.rows(ids.flatten()).to(self.weight.dtype).reshape(*ids.shape, -1)
+
+
+def placeholder(dtype: torch.dtype) -> Tensor:
+    """What a model's code finds that asks a weight for its type: no numbers, so that nothing is computed with them."""
+    return torch.empty(0, dtype=dtype, device="meta")

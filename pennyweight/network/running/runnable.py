@@ -153,4 +153,4 @@ def _layer(module: nn.Module, weight: Weight, dtype: torch.dtype) -> nn.Module:
     if isinstance(module, nn.Embedding):
         return CompressedTable(weight, dtype)
     assert isinstance(module, nn.Linear)
-    return CompressedLinear(weight, module.bias)
+    return CompressedLinear(weight, dtype, module.bias)
