@@ -38,6 +38,7 @@ format: $(STAMP)
 # LLAMA=venv/bin/python, an interpreter with llama-cpp-python, for its logits on what we write
 bench: $(STAMP)
 	$(BIN)/python benchmarks/linear.py
+	$(BIN)/python benchmarks/linear_kernels.py
 	$(BIN)/python benchmarks/grid_error.py
 	$(BIN)/python benchmarks/certification_simulation.py
 	$(BIN)/python benchmarks/null_compress.py
@@ -64,6 +65,7 @@ ifneq ($(GGML),)
 endif
 ifneq ($(LLAMA),)
 	$(BIN)/python benchmarks/llama_cpp.py --model build/model --python $(LLAMA) --windows 2
+	$(BIN)/python benchmarks/engines.py --model build/model --python $(LLAMA)
 endif
 endif
 

@@ -111,3 +111,7 @@ class InvalidTransform(PennyweightError, ValueError):
 
 class NotEquivalent(PennyweightError, ArithmeticError):
     """A rewrite changed the function of a network by more than rounding explains."""
+
+
+class EngineFailed(PennyweightError, RuntimeError):
+    """An engine in a process of its own ended, or could not do what it was asked."""

@@ -43,6 +43,11 @@ def at_least(least: int) -> Callable[[str], int]:
     return read
 
 
+def counts(text: str) -> tuple[int, ...]:
+    """Read whole numbers above zero between commas."""
+    return tuple(dict.fromkeys(at_least(1)(part.strip()) for part in text.split(",")))
+
+
 def names(text: str) -> tuple[str, ...]:
     """Read names between commas; commas between brackets belong to a name's arguments."""
     found, depth = [""], 0
@@ -128,6 +133,36 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--allow-network", action="store_true", help="install the engine into an environment that is removed afterwards"
     )
+
+    run = verbs.add_parser("run", help="continue a prompt, with weights as small in memory as in the files")
+    _model(run)
+    run.add_argument("prompt", metavar="TEXT", help="what to continue")
+    run.add_argument("--tokens", type=at_least(1), default=64, metavar="N", help="to write at most (%(default)s)")
+    run.add_argument("--temperature", type=float, default=0.0, help="of sampling; 0 takes the likeliest (%(default)s)")
+    run.add_argument("--seed", type=int, default=0, help="of sampling (%(default)s)")
+    run.add_argument("--beside", metavar="MODEL", help="another model, to see where the two texts part")
+    run.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
+    run.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16",
+        help="of the arithmetic; codes are quick in bfloat16 alone, certificates are about float32 (%(default)s)",
+    )  # fmt: skip
+    _threads(run)
+    _common(run)
+
+    bench = verbs.add_parser("bench", help="tokens a second of files in every engine that reads them, in one table")
+    bench.add_argument("path", metavar="FILES", help="what compress wrote, another directory, or a .gguf file")
+    bench.add_argument(
+        "--engine", type=names, default=("all",), metavar="NAMES",
+        help="all, or some of pennyweight, dense, transformers, llama.cpp (all)",
+    )  # fmt: skip
+    bench.add_argument("--python", action="append", metavar="PATH", help="an interpreter with engines; may be repeated")
+    bench.add_argument("--reference", metavar="MODEL", help="the model before; without it, the same weights decoded")
+    bench.add_argument("--batches", type=counts, default=(1, 8), metavar="N,N", help="texts at once (1,8)")
+    bench.add_argument("--prompt", type=at_least(1), default=512, metavar="N", help="tokens read (%(default)s)")
+    bench.add_argument("--tokens", type=at_least(1), default=64, metavar="N", help="tokens written (%(default)s)")
+    bench.add_argument("--repeats", type=at_least(1), default=5, metavar="N", help="that count (%(default)s)")
+    _threads(bench)
+    _common(bench, network=False)
 
     inspect = verbs.add_parser("inspect", help="blocks, sites, shapes, tied tensors, and what each engine could take")
     _model(inspect)

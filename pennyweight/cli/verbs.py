@@ -13,10 +13,12 @@ from pennyweight import catalogue
 from pennyweight import report as pages
 from pennyweight.budget import Budget
 from pennyweight.cli import budgeting, tables
+from pennyweight.cli.benching import bench
 from pennyweight.cli.inspection import inspect
 from pennyweight.cli.measure import measure, power
 from pennyweight.cli.output import print_json, progress_of
 from pennyweight.cli.rewriting import prove, rewrite
+from pennyweight.cli.running import run
 from pennyweight.cli.tails import tails
 from pennyweight.errors import InvalidBudget, InvalidOutput, InvalidPlan, MissingFile
 from pennyweight.export.engines import ENGINES, find
@@ -215,7 +217,8 @@ def schema(arguments: Namespace) -> int:
 VERBS = {
     "compress": compress, "certify": certify, "measure": measure, "power": power, "tails": tails, "plan": plan,
     "check": check, "frontier": frontier, "predict": predict, "explain": budgeting.explain, "inspect": inspect,
-    "rewrite": rewrite, "prove": prove, "verify": verify, "report": report, "list": listing, "schema": schema,
+    "run": run, "bench": bench, "rewrite": rewrite, "prove": prove, "verify": verify, "report": report, "list": listing,
+    "schema": schema,
 }  # fmt: skip
 
 

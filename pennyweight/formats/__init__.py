@@ -7,7 +7,18 @@ from pennyweight.formats.affine import Affine
 from pennyweight.formats.binary import Binary
 from pennyweight.formats.dense import Dense
 from pennyweight.formats.fairy2i import Fairy2i
-from pennyweight.formats.format import Columns, Compressed, Field, Fitted, Format, Linear, Part, Refittable, Scalar
+from pennyweight.formats.format import (
+    Columns,
+    Compressed,
+    Field,
+    Fitted,
+    Format,
+    Lattice,
+    Linear,
+    Part,
+    Refittable,
+    Scalar,
+)
 from pennyweight.formats.gguf import KQuant, Legacy, TernaryBlocks
 from pennyweight.formats.grid import Grid, Scales
 from pennyweight.formats.k_means import KMeans
@@ -65,7 +76,7 @@ def parse(label: str) -> Format:
 
 __all__ = [
     "FORMATS", "NVFP4", "Affine", "Binary", "Columns", "Compressed", "Dense", "Fairy2i", "Field", "Fitted", "Format",
-    "Grid", "KMeans", "KQuant", "Legacy", "Linear", "Logarithmic", "Microscaling", "Minifloat", "Part", "Progressive",
-    "Refittable", "ResidualBinary", "Scalar", "Scales", "Sharing", "TernaryBlocks", "TwoShifts", "VectorFit", "Vectors",
-    "parse",
+    "Grid", "KMeans", "KQuant", "Lattice", "Legacy", "Linear", "Logarithmic", "Microscaling", "Minifloat", "Part",
+    "Progressive", "Refittable", "ResidualBinary", "Scalar", "Scales", "Sharing", "TernaryBlocks", "TwoShifts",
+    "VectorFit", "Vectors", "parse",
 ]  # fmt: skip

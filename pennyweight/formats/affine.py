@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pennyweight.errors import InvalidFormat
 from pennyweight.formats.dense import DTYPES
-from pennyweight.formats.format import Field, Part, Scalar
+from pennyweight.formats.format import Field, Lattice, Part, Scalar
 from pennyweight.formats.sharing import Sharing
 
 STARTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # shares of the range
@@ -166,6 +166,11 @@ class Affine(Scalar):
                 mend="store them as bfloat16: scale_dtype='bfloat16'",
             )
         return rounded
+
+    def lattice(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Lattice | None:
+        """As it is stored; see `Format.lattice`."""
+        codes = tensors["codes"].reshape(shape)
+        return Lattice(codes, self.levels, tensors["scale"].float(), tensors["offset"].float())
 
     def decode(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Float[Tensor, "out in"]:
         """Code · scale + offset in float32."""

@@ -76,6 +76,23 @@ class Field:
         return -(-self.bits // 8)
 
 
+@dataclass(frozen=True, eq=False)
+class Lattice:
+    """A weight whose numbers lie evenly in every run of inputs: step · code + offset.
+
+    Args:
+        codes: uint8, from zero on.
+        levels: number of different codes.
+        step: float32, one for every row and run of inputs of equal length.
+        offset: what code zero stands for.
+    """
+
+    codes: UInt8[Tensor, "out in"]
+    levels: int
+    step: Float[Tensor, "out runs"]
+    offset: Float[Tensor, "out runs"]
+
+
 class Format(ABC):
     """A way to store a weight, exact to the bit; it says nothing of how the stored numbers were chosen."""
 
@@ -127,6 +144,11 @@ class Format(ABC):
         Raises:
             InvalidFormat: it does not fit this shape, or a parameter overflows its type.
         """
+
+    def lattice(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Lattice | None:
+        """The same numbers as codes, steps and offsets, up to rounding in float32; None where they are not even, or
+        rows share a step."""
+        return None
 
     @property
     def rows_stand_alone(self) -> bool:

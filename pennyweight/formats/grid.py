@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from pennyweight.errors import InvalidFormat
-from pennyweight.formats.format import Field, Part, Scalar
+from pennyweight.formats.format import Field, Lattice, Part, Scalar
 from pennyweight.formats.scale_types import SCALE_TYPES, check_scale_type, read_scale, round_scale, write_scale
 from pennyweight.formats.sharing import Sharing
 from pennyweight.numerics.integer import Operand
@@ -189,6 +189,14 @@ class Grid(Scalar):
         scale = tensors["scale"]
         zero = torch.full(scale.shape, self.levels // 2, dtype=torch.uint8)
         return Scales(self, scale, zero if self.symmetric else tensors["zero_point"])
+
+    def lattice(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Lattice | None:
+        """Scales are the steps; see `Format.lattice`."""
+        if not self.rows_stand_alone:
+            return None
+        step = read_scale(tensors["scale"], self.scale_dtype)
+        zero = self.levels // 2 if self.symmetric else tensors["zero_point"].float()
+        return Lattice(tensors["codes"].reshape(shape), self.levels, step, -step * zero)
 
     def decode(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Float[Tensor, "out in"]:
         """(codes − zero_point) · scale in float32."""

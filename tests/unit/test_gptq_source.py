@@ -84,3 +84,15 @@ def test_what_cannot_be_read_is_named(llama_directory: Path, tmp_path: Path) -> 
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(InvalidModel, match="scales is missing"):
         GPTQSource(tmp_path)
+
+
+def test_what_is_stored_is_one_of_our_grids(llama_directory: Path, tmp_path: Path) -> None:
+    weight = write(llama_directory, tmp_path / "in order", checkpoint_format="gptq")
+    part = GPTQSource(tmp_path / "in order").read_part(f"{NAME}.weight")
+    assert part.format.label() == "int4 g32 asym"
+    assert torch.equal(part.format.decode(part.tensors, (64, 128)), weight)
+    write(llama_directory, tmp_path / "shuffled", shuffled=True, checkpoint_format="gptq")
+    with pytest.raises(InvalidModel, match="not in the order"):
+        GPTQSource(tmp_path / "shuffled").read_part(f"{NAME}.weight")
+    with pytest.raises(InvalidModel, match="stored dense"):
+        GPTQSource(tmp_path / "in order").read_part("model.norm.weight")

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from pennyweight.errors import InvalidModel
+from pennyweight.formats import Grid, Part
 from pennyweight.network.sources.source import SafetensorsSource, TensorInfo, find_tensor, read_json_object
 from pennyweight.numerics.packing import unpack_int32, words_of
 
@@ -90,19 +91,41 @@ class GPTQSource:
         find_tensor(self.tensors, name, self.path)
         if name not in self._packed:
             return self._files.read(name)
+        codes, zeros, scales, group = self._stored(name)
+        return (codes.float() - zeros.float()[:, group]) * scales.float()[:, group]
+
+    def read_part(self, name: str) -> Part:
+        """Codes, scales and zero points as one of our grids.
+
+        Raises:
+            InvalidModel: there is no such tensor, or it is stored dense, or with columns out of order.
+        """
+        find_tensor(self.tensors, name, self.path)
+        if name not in self._packed:
+            raise self._refusal("it is stored dense", name, expected="the name of a quantized weight")
+        codes, zeros, scales, group = self._stored(name)
+        size = codes.shape[1] // scales.shape[1]
+        if codes.shape[1] % scales.shape[1] or not torch.equal(group, torch.arange(codes.shape[1]) // size):
+            raise self._refusal("its columns are not in the order of their groups", name, expected="desc_act false")
+        grid = Grid(
+            bits=self._packed[name].bits, group_size=size, symmetric=False,
+            scale_dtype=str(scales.dtype).removeprefix("torch."),
+        )  # fmt: skip
+        return Part(grid, {"codes": codes, "scale": scales.contiguous(), "zero_point": zeros.contiguous()})
+
+    def _stored(self, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Codes `[out, in]`, zero points and scales `[out, groups]`, and the group of every column."""
         packed = self._packed[name]
         (rows, columns), bits = packed.shape, packed.bits
         raw = {role: self._files.read(stored) for role, stored in packed.stored.items()}
-        codes = unpack_int32(raw["qweight"].T.contiguous(), bits, columns)  # [out, in]
+        codes = unpack_int32(raw["qweight"].T.contiguous(), bits, columns)
         zeros = unpack_int32(raw["qzeros"], bits, rows)  # [groups, out]
         if self._added and bool((zeros == (1 << bits) - 1).any()):
             raise self._refusal(
                 f"a zero point of {(1 << bits) - 1} less one", name,
                 expected="zero points below that, or checkpoint_format gptq_v2",
             )  # fmt: skip
-        group = self._group_of_column(name, raw.get("g_idx"))
-        scale = raw["scales"].float().T[:, group]
-        return (codes.float() - (zeros.float() + self._added).T[:, group]) * scale
+        return codes, (zeros + self._added).T, raw["scales"].T, self._group_of_column(name, raw.get("g_idx"))
 
     def auxiliary(self) -> Mapping[str, bytes | Path]:
         """Tokenizer, templates, model card, licence and remote code, as paths."""

@@ -2,13 +2,19 @@
 
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
-sys.path.pop(0)  # this folder, where a file has the name of the engine's package
+# Not this folder, where a file has the name of the engine's package.
+if str(Path(__file__).resolve().parent) == sys.path[0]:
+    sys.path.pop(0)
 
 import compressed_tensors
 import numpy as np
 import torch
 import transformers
+
+VERSION = f"transformers {transformers.__version__}, compressed-tensors {compressed_tensors.__version__}"
 
 
 @torch.no_grad()
@@ -30,11 +36,43 @@ def main(path: str, tokens: str, out: str) -> None:
     first = time.perf_counter()
     for token in ids[0][:decoded]:
         cache = model(input_ids=token.view(1, 1), past_key_values=cache, use_cache=True).past_key_values
-    versions = f"transformers {transformers.__version__}, compressed-tensors {compressed_tensors.__version__}"
     np.savez(
-        out, logits=np.stack(found), version=versions, loading=loaded - start, prefill=read - loaded,
+        out, logits=np.stack(found), version=VERSION, loading=loaded - start, prefill=read - loaded,
         decode=time.perf_counter() - first, decoded=decoded,
     )  # fmt: skip
+
+
+class Timed:
+    """The model in the type of its files, which is how it would be served."""
+
+    version = VERSION
+
+    def __init__(self, path: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval()
+        self.cache: Any = None
+        self.prefill(np.zeros((1, 2), dtype=np.int64))  # weights are unpacked at the first call
+
+    @torch.no_grad()
+    def prefill(self, ids: Any) -> None:
+        """Read a batch of prompts."""
+        self._read(ids, None)
+
+    @torch.no_grad()
+    def step(self, ids: Any) -> None:
+        """Read one more token of each."""
+        self._read(ids[:, None], self.cache)
+
+    def _read(self, ids: Any, cache: Any) -> None:
+        given = torch.from_numpy(ids).long()
+        output = self.model(input_ids=given, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        output.logits.argmax(-1)
+        self.cache = output.past_key_values
+
+
+def timed(path: str, options: dict[str, int]) -> Timed:
+    """See `loop.py`."""
+    return Timed(path, options["threads"])
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def _write(
                 )  # fmt: skip
             tempered = (other.double() / temperature).log_softmax(-1)
             q = torch.logaddexp(tempered + math.log(mix), p + math.log1p(-mix))
-        chosen = _pick(q, uniforms[alive, position])
+        chosen = pick(q, uniforms[alive, position])
         log_p[alive] += p.gather(1, chosen[:, None])[:, 0]
         log_q[alive] += q.gather(1, chosen[:, None])[:, 0]
         for text, token in zip(alive.tolist(), chosen.tolist(), strict=True):
@@ -110,7 +110,7 @@ def _write(
     return Written(tokens=tokens, log_target=log_p, log_proposal=log_q)
 
 
-def _pick(log_probabilities: Tensor, uniforms: Tensor) -> Tensor:
+def pick(log_probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """One token a row by the inverse of the cumulative distribution `[n]`; never one of probability zero."""
     cumulative = log_probabilities.exp().cumsum(-1)
     wanted = uniforms[:, None] * cumulative[:, -1:]  # the sum is 1 up to rounding

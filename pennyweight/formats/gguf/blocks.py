@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from pennyweight.errors import InvalidFormat
-from pennyweight.formats.format import Field, Part, Scalar
+from pennyweight.formats.format import Field, Lattice, Part, Scalar
 from pennyweight.formats.gguf.layout import Piece, read_blocks, write_blocks
 from pennyweight.formats.gguf.numbers import Numbers
 from pennyweight.formats.sharing import Sharing
@@ -119,6 +119,14 @@ class Blocks(Scalar):
         """The fields, from the bytes of a GGUF file."""
         found = read_blocks(self.pieces(), data, shape[0] * self.blocks(shape))
         return {field.name: found[field.name].reshape(field.shape) for field in self.fields(shape)}
+
+    def lattice(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Lattice | None:
+        """Sub-blocks are the runs; see `Format.lattice`."""
+        numbers = self.numbers()
+        if not numbers.uniform:
+            return None
+        step, offset = self.steps(tensors)
+        return Lattice(tensors["codes"].reshape(shape), self.levels, step, step * float(numbers.values[0]) - offset)
 
     def decode(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Float[Tensor, "out in"]:
         """Step · level − offset in float32."""

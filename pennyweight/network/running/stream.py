@@ -8,7 +8,7 @@ embeddings, soft caps and whatever a family does around its blocks need no code 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -61,7 +61,7 @@ class Stream:
         self._model = skeleton(self.network.source)
         for module in self._model.modules():
             if type(module) is nn.Linear:
-                module.forward = _fast_forward(module)  # type: ignore[method-assign, assignment]
+                module.forward = fast_forward(module)  # type: ignore[method-assign, assignment]
             if self.dtype == torch.float64:  # narrower types leave buffers as the model's own code made them
                 for name, buffer in module._buffers.items():
                     module._buffers[name] = to_double(buffer)
@@ -212,28 +212,50 @@ class Stream:
     @contextmanager
     def _materialised(self, names: tuple[str, ...]) -> Iterator[None]:
         """Read parameters into the module tree in the stream's dtype; put them back on the meta device afterwards."""
-        read_stored = self.read or self.network.source.read
-        placed: list[tuple[nn.Module, str, nn.Parameter]] = []
-        read: dict[str, nn.Parameter] = {}  # a tensor that two names share is in memory once
+        parameters = dict(self._model.named_parameters(remove_duplicate=False))
+        before = {name: parameters[name] for name in names}
         try:
-            for name in names:
-                path, _, attribute = name.rpartition(".")
-                module = self._model.get_submodule(path)
-                before = getattr(module, attribute)
-                stored = self.network.stored_name(name)
-                if stored not in read:
-                    tensor = read_stored(stored).to(self.dtype)
-                    check_finite(name, tensor)
-                    read[stored] = nn.Parameter(tensor, requires_grad=False)
-                setattr(module, attribute, read[stored])
-                placed.append((module, attribute, before))
+            place(self._model, self.network, names, self.dtype, self.read)
             yield
         finally:
-            for module, attribute, before in placed:
-                setattr(module, attribute, before)
+            for name, parameter in before.items():
+                _set(self._model, name, parameter)
 
 
-def _fast_forward(module: nn.Linear) -> Callable[[Tensor], Tensor]:
+def place(
+    model: nn.Module, network: Network, names: Iterable[str], dtype: torch.dtype,
+    read: Callable[[str], Tensor] | None = None,
+) -> None:  # fmt: skip
+    """Read parameters into a module tree; what two names share is in memory once.
+
+    Args:
+        model: its tree.
+        network: whose source has the tensors.
+        names: of parameters.
+        dtype: of them in memory.
+        read: another way to get a tensor by the name it is stored under.
+
+    Raises:
+        InvalidWeights: one of them is not finite.
+    """
+    read_stored, placed = read or network.source.read, dict[str, nn.Parameter]()
+    for name in names:
+        stored = network.stored_name(name)
+        if stored not in placed:
+            tensor = read_stored(stored).to(dtype)
+            check_finite(name, tensor)
+            placed[stored] = nn.Parameter(tensor, requires_grad=False)
+        _set(model, name, placed[stored])
+
+
+def _set(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    path, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(path), attribute, parameter)
+
+
+def fast_forward(module: nn.Linear) -> Callable[[Tensor], Tensor]:
+    """The layer's forward by `numerics.linear`."""
+
     def forward(x: Tensor) -> Tensor:
         return linear(x, module.weight, module.bias)
 

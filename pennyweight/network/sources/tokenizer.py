@@ -45,6 +45,39 @@ def load_tokenizer(source: Source) -> Tokenizer:
     return tokenizer
 
 
+def as_chat(source: Source, message: str) -> str:
+    """A user's message in the model's own chat template, up to where its answer begins.
+
+    Raises:
+        InvalidModel: there is no template, or it cannot be rendered.
+    """
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    settings = _settings(source)
+    content = source.auxiliary().get("chat_template.jinja")
+    template: Any = content.read_bytes() if isinstance(content, Path) else content
+    template = template.decode("utf-8") if template else settings.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        template = next((one.get("template") for one in template if one.get("name") == "default"), None)
+    if not isinstance(template, str):
+        raise InvalidModel(
+            "the model has no chat template", expected="chat_template.jinja, or chat_template in tokenizer_config.json",
+            mend="leave --chat out: a base model continues text", site=str(source.path),
+        )  # fmt: skip
+    names = ("bos_token", "eos_token", "pad_token", "unk_token")
+    special = {name: token for name in names if (token := _content(settings.get(name))) is not None}
+    try:
+        rendered = render_jinja_template(
+            [[{"role": "user", "content": message}]], chat_template=template, add_generation_prompt=True, **special
+        )
+    except Exception as error:  # the template raises what it likes
+        raise InvalidModel(
+            f"its chat template cannot be rendered: {error}", expected="a template for a message of a user",
+            mend="leave --chat out, and write what the template would", site=str(source.path),
+        ) from error  # fmt: skip
+    return str(rendered[0][0] if isinstance(rendered, tuple) else rendered[0])
+
+
 def separator_id(source: Source, tokenizer: Tokenizer) -> int | None:
     """Find the token that stands between documents: <|endoftext|> if there is one, else the eos token, or None."""
     for token in SEPARATORS:
@@ -60,13 +93,22 @@ def separator_id(source: Source, tokenizer: Tokenizer) -> int | None:
 
 
 def _named_eos(source: Source, tokenizer: Tokenizer) -> int | None:
+    token = _content(_settings(source).get("eos_token"))
+    found: int | None = tokenizer.token_to_id(token) if token is not None else None
+    return found
+
+
+def _settings(source: Source) -> dict[str, Any]:
+    """What tokenizer_config.json holds; it is optional."""
     content = source.auxiliary().get("tokenizer_config.json")
     try:
-        text = content.read_bytes() if isinstance(content, Path) else content or b"{}"
-        settings: Any = json.loads(text)
+        settings: Any = json.loads(content.read_bytes() if isinstance(content, Path) else content or b"{}")
     except ValueError:
-        return None  # tokenizer_config.json is optional, and so is the separator
-    token = settings.get("eos_token") if isinstance(settings, dict) else None
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _content(token: Any) -> str | None:
+    """A special token, written as a string or as an object that holds one."""
     token = token.get("content") if isinstance(token, dict) else token
-    found: int | None = tokenizer.token_to_id(token) if isinstance(token, str) else None
-    return found
+    return token if isinstance(token, str) else None

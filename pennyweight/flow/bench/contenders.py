@@ -1,0 +1,160 @@
+"""Who can run files here: our run-time, a dense model, the engines they are for, and an engine's own rounding."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pennyweight.errors import EngineFailed, PennyweightError, UnknownName
+from pennyweight.export.engines import ENGINES, Engine, find
+from pennyweight.export.probes import FOLDER
+from pennyweight.flow.bench import ours
+from pennyweight.flow.progress import Progress
+from pennyweight.network.network import Network, Site
+
+DENSE = ("bfloat16", "float32")
+# llama.cpp's types by the bits they take of a usual model, fewest first
+KINDS = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_0", "Q4_K_S", "Q4_K_M", "Q5_0", "Q5_K_M", "Q6_K", "Q8_0")
+HAS = "import importlib.util, sys; sys.exit(not all(importlib.util.find_spec(name) for name in sys.argv[1:]))"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """Something that is timed.
+
+    Args:
+        name: in the table.
+        probe: a program with `timed`.
+        python: that runs it.
+        files: what it is handed.
+        bytes: of them; for weights that were decoded, what they would take.
+        options: of the probe.
+    """
+
+    name: str
+    probe: Path
+    python: Path
+    files: Path
+    bytes: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def chosen(engines: Sequence[str]) -> tuple[str, ...]:
+    """Names of what is to be timed.
+
+    Raises:
+        UnknownName: none of them is called so.
+    """
+    known = ("pennyweight", "dense", *(engine.name for engine in ENGINES if engine.probe))
+    for name in engines:
+        if name not in ("all", *known):
+            raise UnknownName(
+                f"nothing to time is called {name!r}", expected=f"all, or some of {', '.join(known)}",
+                mend="--engine all", site="--engine",
+            )  # fmt: skip
+    return known if "all" in engines else tuple(name for name in known if name in engines)
+
+
+def contenders(
+    network: Network, reference: Network | None, names: Sequence[str], pythons: Sequence[Path], work: Path,
+    progress: Progress,
+) -> tuple[list[Contender], dict[str, str]]:  # fmt: skip
+    """Everything that can be timed, and why the rest cannot.
+
+    Args:
+        network: of the files.
+        reference: before compression; None for the same weights, decoded.
+        names: as `chosen` gives them.
+        pythons: interpreters that may have engines, before this one.
+        work: a folder for files that are made.
+        progress: told about those.
+    """
+    found: list[Contender] = []
+    without: dict[str, str] = {}
+    mine, here = Path(ours.__file__), Path(sys.executable)
+    path, size = network.source.path, network.source.stored_bytes
+    if "pennyweight" in names:
+        given = {"dtype": "bfloat16", "dense": False}
+        found.append(Contender(name="pennyweight", probe=mine, python=here, files=path, bytes=size, options=given))
+    for dtype in DENSE if "dense" in names else ():
+        before = reference or network
+        elements = sum(math.prod(info.shape) for info in before.source.tensors.values())
+        found.append(
+            Contender(
+                name=f"dense {dtype}", probe=mine, python=here, files=before.source.path,
+                bytes=elements * (2 if dtype == "bfloat16" else 4), options={"dtype": dtype, "dense": True},
+            )
+        )  # fmt: skip
+    for row in (find(name) for name in names if name not in ("pennyweight", "dense")):
+        python = having(row, pythons)
+        if python is None:
+            packages = ", ".join(f"{name}=={version}" for name, version in row.checked_with.items())
+            without[row.name] = f"no interpreter has {packages}; name one that does with --python"
+            continue
+        probe = FOLDER / row.probe
+        if (row.file_format == "gguf") == (path.suffix == ".gguf"):
+            found.append(Contender(name=row.name, probe=probe, python=python, files=path, bytes=size))
+        else:
+            without[row.name] = f"it does not read {path.name}: --for {row.name} writes files for it"
+        if row.file_format == "gguf":
+            try:
+                with progress.stage(f"rounding by {row.name} itself", 1):
+                    kind, file = own(reference or network, row, python, size, work)
+            except PennyweightError as error:
+                without[f"{row.name}'s own"] = error.happened
+            else:
+                name = f"{row.name}'s own {kind}"
+                bytes_ = file.stat().st_size
+                found.append(Contender(name=name, probe=probe, python=python, files=file, bytes=bytes_))
+    return found, without
+
+
+def having(row: Engine, pythons: Sequence[Path]) -> Path | None:
+    """The first interpreter that has an engine: of those named, or this one."""
+    for python in pythons:
+        command = [str(python), "-c", HAS, *row.modules]
+        if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+            return python
+    here = all(importlib.util.find_spec(module) is not None for module in row.modules)
+    return Path(sys.executable) if here else None
+
+
+def own(network: Network, row: Engine, python: Path, size: int, work: Path) -> tuple[str, Path]:
+    """The engine's own rounding that comes nearest to a size in bytes, by its own quantizer.
+
+    Of a GGUF file with codes it rounds those once more: for times, not for what it computes.
+
+    Raises:
+        PennyweightError: the network cannot be written as GGUF, or the quantizer fails.
+    """
+    plain = work / "plain"
+    row.files.write(network, {}, _nothing, plain, dtype="float16")
+    before = row.files.handed(plain)
+    low, high, best = 0, len(KINDS), (math.inf, "", work)
+    while low < high:  # sizes grow with the kinds, nearly: a few tries are enough
+        kind = KINDS[(low + high) // 2]
+        after = work / f"{kind}.gguf"
+        command = [str(python), str(FOLDER / row.probe), "quantize", str(before), str(after), kind]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        if ended.returncode:
+            raise EngineFailed(f"its quantizer failed: {ended.stderr.strip()[-300:]}", site=kind)
+        bytes_ = after.stat().st_size
+        away = abs(bytes_ - size)
+        if away < best[0]:
+            best[2].unlink() if best[1] else None
+            best = (away, kind, after)
+        else:
+            after.unlink()
+        low, high = ((low + high) // 2 + 1, high) if bytes_ < size else (low, (low + high) // 2)
+    before.unlink()
+    return best[1], best[2]
+
+
+def _nothing(site: Site) -> NoReturn:
+    raise AssertionError(f"{site.name} was to stay as it is")
