@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pennyweight.errors import InvalidModel
+from pennyweight.errors import InvalidFormat, InvalidModel
 from pennyweight.formats import Part
 from pennyweight.network.finding.trace import skeleton
 from pennyweight.network.network import Network, Site
@@ -137,7 +137,7 @@ def _weight(network: Network, model: nn.Module, sites: list[Site], dtype: torch.
         return None, "codes of these files are read as numbers only"
     try:
         part = read(stored)
-    except InvalidModel as error:
+    except (InvalidModel, InvalidFormat) as error:
         return None, error.happened
     lattice = part.format.lattice(part.tensors, sites[0].shape)
     if lattice is None:
