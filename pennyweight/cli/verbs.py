@@ -18,6 +18,7 @@ from pennyweight.cli.measure import measure, power
 from pennyweight.cli.output import print_json, progress_of
 from pennyweight.cli.rewriting import prove, rewrite
 from pennyweight.cli.tails import tails
+from pennyweight.cli.workers import pool_of
 from pennyweight.errors import InvalidBudget, InvalidOutput, InvalidPlan, MissingFile
 from pennyweight.export.engines import ENGINES, find
 from pennyweight.flow import artifact
@@ -52,11 +53,12 @@ def compress(arguments: Namespace) -> int:
     if not budgets:
         # A plan without a budget claims nothing; its own size is the limit it must keep.
         budgets = [Budget(metric="size", at_most=1e18, unit="bytes", confidence=arguments.confidence)]
-    outcome = run_compress(
-        arguments.model, arguments.out, budget=budgets, calibration=arguments.calibration, held_out=arguments.held_out,
-        plan=plan, settings=_settings(arguments), study=arguments.study, allow_network=arguments.allow_network,
-        progress=progress_of(arguments),
-    )  # fmt: skip
+    with pool_of(arguments) as workers:
+        outcome = run_compress(
+            arguments.model, arguments.out, budget=budgets, calibration=arguments.calibration,
+            held_out=arguments.held_out, plan=plan, settings=_settings(arguments), study=arguments.study,
+            allow_network=arguments.allow_network, progress=progress_of(arguments), workers=workers,
+        )  # fmt: skip
     page = pages.write(outcome.out)
     timing = artifact.read_record(outcome.out, "timing.json")
     if arguments.json:

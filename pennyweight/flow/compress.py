@@ -32,6 +32,7 @@ from pennyweight.flow.search.study import open_study
 from pennyweight.flow.settings import Settings
 from pennyweight.flow.text import texts
 from pennyweight.flow.versions import versions
+from pennyweight.flow.working.pool import Pool, workers_of
 from pennyweight.network.network import Network
 from pennyweight.numerics.hashing import of_value
 from pennyweight.plan import Plan
@@ -49,6 +50,7 @@ def compress(
     study: str | Path | None = None,
     allow_network: bool = False,
     progress: Progress = QUIET,
+    workers: Pool | None = None,
 ) -> Outcome:
     """Compress a model within a budget and certify what it cost.
 
@@ -67,6 +69,7 @@ def compress(
         study: SQLite file in which a search remembers what it measured, for later runs; None for one beside `out`.
         allow_network: whether a hub id may be downloaded.
         progress: told about every stage.
+        workers: processes that share the work, with the same bytes; a run may go on with others, or with none.
 
     Raises:
         PennyweightError: see `errors`; bad input is refused before any work is done.
@@ -130,7 +133,7 @@ def compress(
         job = Job(
             reference, network, words, asked, limit, populations, {on: pilot for on, (pilot, _) in tasks.items()},
             settings, journal, progress, of_value(header), str(header["code"]),
-            remembered,
+            remembered, workers_of(workers, reference, network, journal, settings),
         )  # fmt: skip
         ladder = job.ladder(plan)
         rungs, judged, best = job.certify(ladder)

@@ -43,6 +43,7 @@ from pennyweight.flow.progress import Progress
 from pennyweight.flow.search.refine import Search
 from pennyweight.flow.settings import Settings
 from pennyweight.flow.text import Texts
+from pennyweight.flow.working.task import HERE, Workers
 from pennyweight.methods.multiplicity import FixedSequence
 from pennyweight.network.network import Network
 from pennyweight.numerics.hashing import of_value
@@ -68,6 +69,7 @@ class Job:
         key: hash of everything the run depends on.
         code: hash of this package's sources.
         study: file that a search remembers its measurements in.
+        workers: who carries tasks out.
     """
 
     reference: Network
@@ -83,6 +85,7 @@ class Job:
     key: str
     code: str
     study: Path | None = None
+    workers: Workers = HERE
 
     def __post_init__(self) -> None:
         key = f"reference/{self.reference.source.fingerprint[:16]}-{self.words.selection.fingerprint[:16]}"
@@ -98,6 +101,7 @@ class Job:
         self.collected = collect(
             self.network, self.words.calibration, self.journal,
             fisher_windows=self.settings.fisher_windows, seed=self.settings.seed, progress=self.progress,
+            workers=self.workers,
         )  # fmt: skip
 
     def planner(self) -> Planner:
@@ -107,7 +111,7 @@ class Job:
         table = tabulate(
             self.network, self.collected, engine, self.journal,
             dtype=self.settings.dtype, method=self.settings.method, pricing=self.settings.pricing,
-            progress=self.progress,
+            progress=self.progress, workers=self.workers,
         )  # fmt: skip
         return planner_of(self.network, self.settings, table, model=self.reference)
 
@@ -124,6 +128,7 @@ class Job:
             self.progress,
             self.network,
             self.words.calibration,
+            self.workers,
         )
 
     def scores(self, candidate: Candidate) -> dict[str, Pilot]:
@@ -166,7 +171,7 @@ class Job:
         return Search(
             network=self.network, collected=self.collected, windows=self.words.selection, journal=self.journal,
             method=self.settings.search, allocation=self.settings.allocation, seed=self.settings.seed,
-            study=self.study, progress=self.progress,
+            study=self.study, progress=self.progress, workers=self.workers,
         )  # fmt: skip
 
     @property
