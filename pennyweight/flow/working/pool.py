@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -80,7 +81,6 @@ class Pool:
             InvalidWorkers: the cluster does not answer, or has no room for one task.
         """
         if not self._stack:
-            _check_alone()
             ray = _cluster(self.address) if self.address is not None else _processes(self.count or 1)
             ray.__enter__()
             self._stack.append(ray)
@@ -89,23 +89,13 @@ class Pool:
         return RayWorkers(_room(place.threads, self.count, self.address), place, cores=place.threads)
 
 
-def _check_alone() -> None:
-    import ray
-
-    if ray.is_initialized():
-        raise InvalidWorkers(
-            "this process uses Ray already", expected="one use of Ray a process",
-            mend="ray.shutdown() first, or give the address of its cluster to another process", site="--workers",
-        )  # fmt: skip
-
-
 @contextmanager
 def _processes(count: int) -> Iterator[None]:
     """Ray on this machine alone, with files that vanish."""
-    import ray
-
     with tempfile.TemporaryDirectory(prefix="pw-", ignore_cleanup_errors=True) as files:
-        with _environment({**OURS, "RAY_AUTH_TOKEN": _secret()}):
+        with _environment(_private()):
+            import ray
+
             ray.init(
                 address="local", num_cpus=count, include_dashboard=False, object_store_memory=OBJECTS,
                 _temp_dir=files, **QUIET,
@@ -117,9 +107,14 @@ def _processes(count: int) -> Iterator[None]:
 
 
 @lru_cache
-def _secret() -> str:
-    """One a process: Ray reads it once."""
-    return secrets.token_hex(32)
+def _private() -> Mapping[str, str]:
+    """What keeps Ray on this machine and to itself; it reads that once a process, when it is imported."""
+    if "ray" in sys.modules:
+        raise InvalidWorkers(
+            "Ray was imported before, and may listen on the network by now", expected="a process that has not used Ray",
+            mend="start ray start --head and give its address, or begin in a new process", site="--workers",
+        )  # fmt: skip
+    return {**OURS, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 @contextmanager
@@ -128,19 +123,27 @@ def _cluster(address: str) -> Iterator[None]:
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=WITHIN).close()
-        with _environment({"RAY_USAGE_STATS_ENABLED": "0"}):
-            import ray
-
-            ray.init(address=address, **QUIET)
-    except (OSError, OverflowError, RuntimeError) as error:
-        raise InvalidWorkers(
-            f"no Ray cluster answers: {error}", expected="one that runs, of the same version of Ray",
-            mend="ray start --head there, or --workers 2 for processes of this machine", site=address,
-        ) from error  # fmt: skip
+    except (OSError, OverflowError) as error:
+        raise _silent(address, error) from error
+    with _environment({"RAY_USAGE_STATS_ENABLED": "0"}):
+        import ray
+        from ray.exceptions import RayError
+    try:
+        ray.init(address=address, **QUIET)
+    except (OSError, RuntimeError, RayError) as error:
+        raise _silent(address, error) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _silent(address: str, error: Exception) -> InvalidWorkers:
+    return InvalidWorkers(
+        f"no Ray cluster answers: {str(error).splitlines()[0] if str(error) else error!r}",
+        expected="one that runs, of the same version of Ray",
+        mend="ray start --head there, or --workers 2 for processes of this machine", site=address,
+    )  # fmt: skip
 
 
 def _room(threads: int, most: int | None, address: str) -> int:
