@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,14 @@ from pennyweight.flow.apply import apply
 from pennyweight.flow.collect import Collected, collect
 from pennyweight.flow.journal import open_run
 from pennyweight.flow.options import tabulate
+from pennyweight.flow.progress import Advance
 from pennyweight.flow.search import passes
 from pennyweight.flow.search.bank import Bank
 from pennyweight.flow.search.evaluate import Evaluator
 from pennyweight.flow.search.passes import drawn
 from pennyweight.flow.search.study import Answer, open_study
 from pennyweight.flow.search.trim import trim
+from pennyweight.flow.working.task import HERE, Task, Workshop
 from pennyweight.formats import Grid
 from pennyweight.methods.allocation.greedy import hull
 from pennyweight.methods.search import Surrogate
@@ -170,6 +173,30 @@ def test_choices_tried_together_are_what_they_are_alone(bank: tuple[Bank, Collec
     for choice, kl in zip(choices, together, strict=True):
         assert kl == pytest.approx(direct(made, choice, ids), rel=2e-3, abs=1e-7)
     del collected
+
+
+def test_choices_tried_by_several_are_what_they_are_together(bank: tuple[Bank, Collected], tmp_path: Path) -> None:
+    """Each task as bytes, to somebody who knows the journal and nothing else."""
+
+    class Others:
+        count = 3
+
+        def run(self, tasks: Sequence[Task], shop: Workshop, advance: Advance) -> None:
+            for task in reversed(tasks):
+                pickle.loads(pickle.dumps(task)).carry_out(Workshop(shop.network, shop.journal), advance)
+
+    made, _ = bank
+    windows, rng = random_windows(1, 16, seed=9), np.random.default_rng(1)
+    choices = list(dict.fromkeys(tuple(int(rng.integers(0, len(row))) for row in made.table) for _ in range(5)))
+    found = []
+    for workers in (HERE, Others()):
+        with open_study(tmp_path / f"{len(found)}.sqlite", "world") as study:
+            trials = Evaluator(made, windows, study, workers=workers)
+            found.append(trials.answers(choices, tokens=16))
+            assert trials.measured == len(choices)
+    assert found[0] == found[1]
+    assert all(answer.error == np.inf for answer in found[0]), "one window says nothing of itself"
+    assert not list(made.journal.directory.glob("trials/*"))
 
 
 def test_a_summary_is_below_the_whole_divergence_and_near_it() -> None:

@@ -61,12 +61,12 @@ def opened(place: Place) -> Workshop:
         PennyweightError: the model cannot be opened here; see `load`.
     """
     here = socket.gethostname()
-    wanted, found = dict(place.maker), dict(maker())
-    different = [name for name in wanted if wanted[name] != found.get(name)]
+    found = dict(maker())
+    different = [f"{name} ({found.get(name)}, not {value})" for name, value in place.maker if found.get(name) != value]
     if different:
         raise InvalidWorkers(
             f"a worker differs in its {' and '.join(different)}, and would give other bits",
-            expected=f"on every machine the same packages, and processors of one kind ({wanted['processor']})",
+            expected="the same packages and processors of one kind on every machine",
             mend="install the same versions there, or leave that machine out", site=here,
         )  # fmt: skip
     if not (place.run / "header.json").exists():

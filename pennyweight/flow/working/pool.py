@@ -100,6 +100,7 @@ def _processes(count: int) -> Iterator[None]:
                 address="local", num_cpus=count, include_dashboard=False, object_store_memory=OBJECTS,
                 _temp_dir=files, **QUIET,
             )  # fmt: skip
+            _silence()
         try:
             yield
         finally:
@@ -124,21 +125,29 @@ def _cluster(address: str) -> Iterator[None]:
     try:
         socket.create_connection((host, int(port)), timeout=WITHIN).close()
     except (OSError, OverflowError) as error:
-        raise _silent(address, error) from error
+        raise _unanswered(address, error) from error
     with _environment({"RAY_USAGE_STATS_ENABLED": "0"}):
         import ray
         from ray.exceptions import RayError
     try:
         ray.init(address=address, **QUIET)
+        _silence()
     except (OSError, RuntimeError, RayError) as error:
-        raise _silent(address, error) from error
+        raise _unanswered(address, error) from error
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _silent(address: str, error: Exception) -> InvalidWorkers:
+def _silence() -> None:
+    """Ray tells on stdout that a worker died, where results go; there is no setting for it (2.60)."""
+    from ray._private import worker
+
+    worker._worker_logs_enabled = False
+
+
+def _unanswered(address: str, error: Exception) -> InvalidWorkers:
     return InvalidWorkers(
         f"no Ray cluster answers: {str(error).splitlines()[0] if str(error) else error!r}",
         expected="one that runs, of the same version of Ray",
