@@ -312,6 +312,10 @@ def _search(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--allocation", default="integer_program", help="the allocator (%(default)s)")
     verb.add_argument("--pricing", default="kronecker", help="what predicts damages (%(default)s)")
     verb.add_argument("--speed", metavar="X", help="layers must be this much faster than dense, such as 2x")
+    verb.add_argument("--memory", metavar="SIZE", help="the engine may take this for the model, such as 200MB")
+    verb.add_argument(
+        "--context", type=at_least(1), metavar="N", help="tokens of prompt and answer, for --memory (2048)"
+    )
     verb.add_argument("--latency", metavar="FILE", help="times of the engine by shape and format, for --speed")
     verb.add_argument("--machine", metavar="NAME", help="where it will run, as the times name it; else this machine")
     verb.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="of everything that stays dense")

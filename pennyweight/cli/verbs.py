@@ -46,7 +46,7 @@ def compress(arguments: Namespace) -> int:
     if not budgets and plan is None:
         raise InvalidBudget(
             "no budget was given",
-            expected="one of --lose, --fit, --bits, or a --plan",
+            expected="one of --lose, --fit, --bits, --memory, or a --plan",
             mend="--lose 2%",
             site="compress",
         )
@@ -141,7 +141,7 @@ def plan(arguments: Namespace) -> int:
         made = make_plan(
             network, statistics, budget, engine=settings.engine, dtype=settings.dtype, method=settings.method,
             allocation=settings.allocation, pricing=settings.pricing, seed=settings.seed, latency=settings.latency,
-            speed=settings.speed, progress=progress,
+            speed=settings.speed, memory=settings.memory, context=settings.context, progress=progress,
         )  # fmt: skip
     made = replace(made, model=model, rewrites=settings.rewrites, recovery=settings.recovery)
     text = made.to_toml()
@@ -225,7 +225,8 @@ def _one_budget(arguments: Namespace) -> Budget:
     budgets = _budgets(arguments)
     if len(budgets) != 1:
         raise InvalidBudget(
-            f"{len(budgets)} budgets were given", expected="one of --lose, --fit, --bits: a plan is made for one limit",
+            f"{len(budgets)} budgets were given",
+            expected="one of --lose, --fit, --bits, with or without --memory: a plan is made for one limit",
             mend="--lose 2%; compress takes several, and measures which one binds", site=arguments.verb,
         )  # fmt: skip
     return budgets[0]
@@ -238,6 +239,8 @@ def _budgets(arguments: Namespace) -> list[Budget]:
         budgets.append(Budget.fit(arguments.fit, confidence=confidence))
     if getattr(arguments, "bits", None) is not None:
         budgets.append(Budget(metric="bits", at_most=arguments.bits, unit="bits per weight", confidence=confidence))
+    if not budgets and getattr(arguments, "memory", None) is not None:  # beside others it is one of the settings
+        budgets.append(Budget.memory(arguments.memory, confidence=confidence))
     return budgets
 
 
@@ -258,6 +261,15 @@ def _settings(arguments: Namespace) -> Settings:
         )  # fmt: skip
     if arguments.speed is not None:
         given |= {"speed": factor(arguments.speed), "latency": _latency(arguments)}
+    if arguments.context is not None and arguments.memory is None:
+        raise InvalidBudget(
+            "a context, and no limit on the memory it is for", expected="both, or neither", mend="--memory 200MB",
+            site="--context",
+        )  # fmt: skip
+    if arguments.memory is not None:
+        given["memory"] = Budget.memory(arguments.memory).at_most
+    if arguments.context is not None:
+        given["context"] = arguments.context
     if arguments.threads:
         given["threads"] = arguments.threads
     check_rewrites(arguments.rewrite, calibrated=True)

@@ -36,6 +36,7 @@ from pennyweight.flow.journal import Journal
 from pennyweight.flow.ladder import PROBE, allowed_before, rungs, strain
 from pennyweight.flow.make_plan import Planner
 from pennyweight.flow.measure import ReferenceStates
+from pennyweight.flow.memory import held
 from pennyweight.flow.options import Table, tabulate, timed
 from pennyweight.flow.profiling.calibration import calibrate
 from pennyweight.flow.profiling.values import Calibration
@@ -250,7 +251,8 @@ class Job:
         tightest = max(strains, key=lambda label: strains[label], default="")
         binding = self.limit.label if self.limit is not None else tightest
         fast = f", and {self.settings.speed:g} times the speed of dense" if self.settings.latency is not None else ""
-        return explain(self.table.groups, candidate.plan, f"{binding}{fast}")
+        small = f", and {self.settings.memory / 1e6:.12g} MB in memory" if self.settings.memory else ""
+        return explain(self.table.groups, candidate.plan, f"{binding}{fast}{small}")
 
     def _rung(self, candidate: Candidate, judged: Judged | None, chosen: bool) -> dict[str, Any]:
         means = {name: float(m.degradation.mean()) for name, m in candidate.selection.items()}
@@ -276,6 +278,11 @@ def planner_of(network: Network, settings: Settings, table: Table, *, model: Net
     if settings.latency is not None:
         table, limit = timed(table, network, settings.latency, settings.speed)
         always = (limit,)
+    if settings.memory:
+        table, limit = held(
+            table, network, engine, settings.dtype, at_most=settings.memory, context=settings.context
+        )  # fmt: skip
+        always = (*always, limit)
     return Planner(
         network=network, table=table, engine=engine, dtype=settings.dtype, seed=settings.seed,
         allocation=settings.allocation, beside=engine.files.beside(network, settings.dtype),
