@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pennyweight.flow.settings import Settings
     from pennyweight.flow.steps import apply, certify, collect, held_out, make_plan, sample
     from pennyweight.flow.verify import verify
+    from pennyweight.flow.working.pool import Pool
     from pennyweight.formats import Compressed, Dense, Grid
     from pennyweight.latency import Latency
     from pennyweight.network.finding.trace import network_of
@@ -61,6 +62,7 @@ _PLACES = {
     "pennyweight.flow.profiling.profile": ("profile",),
     "pennyweight.flow.search.frontier": ("Frontier", "frontier"),
     "pennyweight.latency": ("Latency",),
+    "pennyweight.flow.working.pool": ("Pool",),
     "pennyweight.flow.prove": ("Proof", "prove"),
     "pennyweight.flow.rewrite": ("rewrite",),
     "pennyweight.flow.steps": ("apply", "certify", "collect", "held_out", "make_plan", "sample"),
@@ -77,7 +79,7 @@ _WHERE = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
     "Budget", "Certificate", "Claim", "Collected", "Compressed", "CompressedModule", "Dense", "Edge",
-    "Frontier", "Grid", "Judging", "Latency", "Measurement", "Network", "Option", "Outcome", "Plan",
+    "Frontier", "Grid", "Judging", "Latency", "Measurement", "Network", "Option", "Outcome", "Plan", "Pool",
     "Prediction", "Proof", "Settings", "Site", "Stage", "Statistics", "Step", "Task", "Terms", "Windows",
     "apply", "certify", "certify_outputs", "certify_pair", "collect", "compare", "compress", "compress_module",
     "frontier", "held_out", "load", "load_compressed", "make_plan", "measure", "network_of", "power", "predict",

@@ -17,6 +17,7 @@ LOSS = re.compile(
     r"(?P<number>[-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*(?P<unit>%|pts?|points)?\s*"
 )
 ALIASES = {"agreement": "disagreement", "top-1": "disagreement", "top-5": "top-k(k=5)", "ppl": "perplexity"}
+SIZES = ("size", "bits", "memory")
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -26,7 +27,8 @@ class Budget:
 
     Args:
         metric: of a loss: `perplexity` (a relative rise, 0.02 is 2 %) or any metric of the catalogue (`kl`, `tv`,
-            `disagreement`, `accuracy` …); or `size` (bytes on disk) or `bits` (stored bits per weight).
+            `disagreement`, `accuracy` …); or `size` (bytes on disk), `bits` (stored bits per weight) or `memory` (bytes
+            in the engine).
         at_most: the limit.
         unit: `ratio`, `share` (0.01 is 1 % or one point), `absolute` (the metric's own), `bytes` or `bits per weight`.
         confidence: of the certificate, in (0, 1).
@@ -58,7 +60,7 @@ class Budget:
     @property
     def is_claim(self) -> bool:
         """Whether it limits a loss, which is certified, and not a size, which is counted."""
-        return self.metric not in ("size", "bits")
+        return self.metric not in SIZES
 
     @property
     def margin(self) -> float:
@@ -71,7 +73,9 @@ class Budget:
     def label(self) -> str:
         """As it is written after --lose, in one way only."""
         if not self.is_claim:
-            return f"{self.at_most / 1e6:.12g} MB" if self.unit == "bytes" else f"{self.at_most:.12g} bits a weight"
+            where = " in memory" if self.metric == "memory" else ""
+            megabytes = f"{self.at_most / 1e6:.12g} MB{where}"
+            return megabytes if self.unit == "bytes" else f"{self.at_most:.12g} bits a weight"
         amount = f"{self.at_most:.12g}" if self.unit == "absolute" else f"{100 * self.at_most:.12g}%"
         return f"{self.metric}:{self.on} {amount}" if self.on else f"{self.metric} {amount}"
 
@@ -105,10 +109,10 @@ class Budget:
                 mend="--lose 2%; for a lossless copy nothing needs to be certified",
                 site="--lose",
             )
-        if metric in ("size", "bits") or (metric == "perplexity" and (points or match["on"])):
+        if metric in SIZES or (metric == "perplexity" and (points or match["on"])):
             raise InvalidBudget(
                 f"{text.strip()} is not a loss of {metric}",
-                expected="sizes after --fit or --bits, and a rise of the perplexity of the run's own text in %",
+                expected="sizes after --fit, --bits or --memory, and a rise of the perplexity of the run's text in %",
                 mend="--lose 'perplexity 2%' --on test.txt",
                 site="--lose",
             )
@@ -122,17 +126,31 @@ class Budget:
         Raises:
             InvalidBudget: anything else, or a size that is not above zero.
         """
-        match = re.fullmatch(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*([A-Za-z]*)\s*", text)
-        number = _number(match.group(1)) if match else None
-        unit = match.group(2).upper() or "B" if match else ""
-        if number is None or unit not in UNITS or not 0 < number * UNITS[unit] < math.inf:
-            raise InvalidBudget(
-                f"cannot read {text!r} as a size",
-                expected=f"a number above zero and one of {', '.join(UNITS)}",
-                mend="--fit 120MB",
-                site="--fit",
-            )
-        return cls(metric="size", at_most=float(math.floor(number * UNITS[unit])), unit="bytes", confidence=confidence)
+        return cls(metric="size", at_most=_size(text, "--fit"), unit="bytes", confidence=confidence)
+
+    @classmethod
+    def memory(cls, text: str, *, confidence: float = 0.95) -> Budget:
+        """Read `200MB` of memory in the engine, as `fit` reads it.
+
+        Raises:
+            InvalidBudget: anything else, or a size that is not above zero.
+        """
+        return cls(metric="memory", at_most=_size(text, "--memory"), unit="bytes", confidence=confidence)
+
+
+def _size(text: str, option: str) -> float:
+    """Whole bytes."""
+    match = re.fullmatch(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*([A-Za-z]*)\s*", text)
+    number = _number(match.group(1)) if match else None
+    unit = match.group(2).upper() or "B" if match else ""
+    if number is None or unit not in UNITS or not 0 < number * UNITS[unit] < math.inf:
+        raise InvalidBudget(
+            f"cannot read {text!r} as a size",
+            expected=f"a number above zero and one of {', '.join(UNITS)}",
+            mend=f"{option} 120MB",
+            site=option,
+        )
+    return float(math.floor(number * UNITS[unit]))
 
 
 def _number(text: str) -> float | None:

@@ -97,6 +97,14 @@ class MissingExtra(PennyweightError, ImportError):
     """An optional package is needed for this and is not installed."""
 
 
+class InvalidWorkers(PennyweightError, ValueError):
+    """Workers that cannot be reached, or that would not give the same bits."""
+
+
+class WorkerLost(PennyweightError, RuntimeError):
+    """A task whose worker died, again and again; what was finished is kept."""
+
+
 class VerificationFailed(PennyweightError, ValueError):
     """An artifact, its certificate or its evidence is not what was sealed."""
 

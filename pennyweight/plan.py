@@ -121,6 +121,7 @@ class Option:
         bytes: what all of them then take on disk.
         damage: predicted rise of KL(reference || compressed), nats per token, were this the only change.
         milliseconds: a token takes in all of them together, where an engine's times are known.
+        memory: bytes that an engine holds of all of them while it runs, where that is limited.
     """
 
     sites: tuple[str, ...]
@@ -128,6 +129,7 @@ class Option:
     bytes: int
     damage: float
     milliseconds: float = 0.0
+    memory: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

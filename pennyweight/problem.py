@@ -17,7 +17,7 @@ from pennyweight.plan import Option
 
 Table = Sequence[Sequence[Option]]
 Choice = tuple[int, ...]
-Quantity = Literal["damage", "bytes", "milliseconds"]
+Quantity = Literal["damage", "bytes", "milliseconds", "memory"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Limit:
     """An upper limit on the sum of a quantity over all groups.
 
     Args:
-        of: `damage` (KL, nats per token), `bytes` on disk, or `milliseconds` a token.
+        of: `damage` (KL, nats per token), `bytes` on disk, `milliseconds` a token, or `memory` in the engine, bytes.
         at_most: the limit.
     """
 

@@ -91,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _judging(compress)
     _search(compress)
+    _workers(compress)
     _common(compress)
 
     plan = verbs.add_parser("plan", help="what each tensor would become and why; nothing is done")
@@ -108,6 +109,7 @@ def parser() -> argparse.ArgumentParser:
     frontier.add_argument("--tokens", type=at_least(2), default=4096, help="each is measured on (%(default)s)")
     frontier.add_argument("--study", metavar="FILE", help="remembers what was measured (DIR.study.sqlite)")
     _search(frontier)
+    _workers(frontier)
     _common(frontier)
 
     predict = verbs.add_parser("predict", help="before running: size, an interval for the damage, minutes, memory")
@@ -345,11 +347,22 @@ def _search(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--allocation", default="integer_program", help="the allocator (%(default)s)")
     verb.add_argument("--pricing", default="kronecker", help="what predicts damages (%(default)s)")
     verb.add_argument("--speed", metavar="X", help="layers must be this much faster than dense, such as 2x")
+    verb.add_argument("--memory", metavar="SIZE", help="the engine may take this for the model, such as 200MB")
+    verb.add_argument(
+        "--context", type=at_least(1), metavar="N", help="tokens of prompt and answer, for --memory (2048)"
+    )
     verb.add_argument("--latency", metavar="FILE", help="times of the engine by shape and format, for --speed")
     verb.add_argument("--machine", metavar="NAME", help="where it will run, as the times name it; else this machine")
     verb.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="of everything that stays dense")
     verb.add_argument("--seed", type=int, default=0, help="of every random choice (%(default)s)")
     _threads(verb)
+
+
+def _workers(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--workers", type=at_least(1), metavar="N", help="processes that share the work, with the same bytes"
+    )
+    verb.add_argument("--ray", metavar="HOST:PORT", help="a Ray cluster to work on; it shares the disk of this machine")
 
 
 def _threads(verb: argparse.ArgumentParser) -> None:

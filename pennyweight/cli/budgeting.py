@@ -10,6 +10,7 @@ from pennyweight import report as pages
 from pennyweight.budget import Budget
 from pennyweight.cli import budgeting_tables as tables
 from pennyweight.cli.output import print_json, progress_of
+from pennyweight.cli.workers import pool_of
 from pennyweight.errors import MissingFile
 from pennyweight.flow import artifact
 from pennyweight.flow.predict import predict as run_predict
@@ -19,11 +20,12 @@ from pennyweight.flow.settings import Settings
 
 def frontier(arguments: Namespace, settings: Settings) -> int:
     """Measure plans of many sizes and draw the curve."""
-    found = run_frontier(
-        arguments.model, arguments.out, points=arguments.points, tokens=arguments.tokens,
-        calibration=arguments.calibration, settings=settings, study=arguments.study,
-        allow_network=arguments.allow_network, progress=progress_of(arguments),
-    )  # fmt: skip
+    with pool_of(arguments) as workers:
+        found = run_frontier(
+            arguments.model, arguments.out, points=arguments.points, tokens=arguments.tokens,
+            calibration=arguments.calibration, settings=settings, study=arguments.study,
+            allow_network=arguments.allow_network, progress=progress_of(arguments), workers=workers,
+        )  # fmt: skip
     page = pages.write_frontier(found, found.out / "frontier.html")
     if arguments.json:
         print_json({**asdict(found), "out": str(found.out), "page": str(page)})

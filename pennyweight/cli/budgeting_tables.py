@@ -50,6 +50,8 @@ def predicted(found: Prediction, budget: Budget) -> None:
     table.add_row("rise of perplexity, about", f"{100 * math.expm1(found.kl):.2f} %")
     table.add_row("minutes that compress would take here", f"{found.minutes:.0f}")
     table.add_row("peak memory, about", f"{found.peak_memory / 1e6:,.0f} MB")
+    if found.engine_memory is not None:
+        table.add_row(f"memory in {found.plan.engine}, for the model", f"{found.engine_memory / 1e6:,.1f} MB")
     console = Console(highlight=False)
     console.print(table)
     console.print("\nA prediction, not a claim: compress measures and certifies.")

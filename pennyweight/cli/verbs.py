@@ -20,6 +20,7 @@ from pennyweight.cli.output import print_json, progress_of
 from pennyweight.cli.rewriting import prove, rewrite
 from pennyweight.cli.running import run
 from pennyweight.cli.tails import tails
+from pennyweight.cli.workers import pool_of
 from pennyweight.errors import InvalidBudget, InvalidOutput, InvalidPlan, MissingFile
 from pennyweight.export.engines import ENGINES, find
 from pennyweight.flow import artifact
@@ -47,18 +48,19 @@ def compress(arguments: Namespace) -> int:
     if not budgets and plan is None:
         raise InvalidBudget(
             "no budget was given",
-            expected="one of --lose, --fit, --bits, or a --plan",
+            expected="one of --lose, --fit, --bits, --memory, or a --plan",
             mend="--lose 2%",
             site="compress",
         )
     if not budgets:
         # A plan without a budget claims nothing; its own size is the limit it must keep.
         budgets = [Budget(metric="size", at_most=1e18, unit="bytes", confidence=arguments.confidence)]
-    outcome = run_compress(
-        arguments.model, arguments.out, budget=budgets, calibration=arguments.calibration, held_out=arguments.held_out,
-        plan=plan, settings=_settings(arguments), study=arguments.study, allow_network=arguments.allow_network,
-        progress=progress_of(arguments),
-    )  # fmt: skip
+    with pool_of(arguments) as workers:
+        outcome = run_compress(
+            arguments.model, arguments.out, budget=budgets, calibration=arguments.calibration,
+            held_out=arguments.held_out, plan=plan, settings=_settings(arguments), study=arguments.study,
+            allow_network=arguments.allow_network, progress=progress_of(arguments), workers=workers,
+        )  # fmt: skip
     page = pages.write(outcome.out)
     timing = artifact.read_record(outcome.out, "timing.json")
     if arguments.json:
@@ -141,7 +143,7 @@ def plan(arguments: Namespace) -> int:
         made = make_plan(
             network, statistics, budget, engine=settings.engine, dtype=settings.dtype, method=settings.method,
             allocation=settings.allocation, pricing=settings.pricing, seed=settings.seed, latency=settings.latency,
-            speed=settings.speed, progress=progress,
+            speed=settings.speed, memory=settings.memory, context=settings.context, progress=progress,
         )  # fmt: skip
     made = replace(made, model=model, rewrites=settings.rewrites, recovery=settings.recovery)
     text = made.to_toml()
@@ -226,7 +228,8 @@ def _one_budget(arguments: Namespace) -> Budget:
     budgets = _budgets(arguments)
     if len(budgets) != 1:
         raise InvalidBudget(
-            f"{len(budgets)} budgets were given", expected="one of --lose, --fit, --bits: a plan is made for one limit",
+            f"{len(budgets)} budgets were given",
+            expected="one of --lose, --fit, --bits, with or without --memory: a plan is made for one limit",
             mend="--lose 2%; compress takes several, and measures which one binds", site=arguments.verb,
         )  # fmt: skip
     return budgets[0]
@@ -239,6 +242,8 @@ def _budgets(arguments: Namespace) -> list[Budget]:
         budgets.append(Budget.fit(arguments.fit, confidence=confidence))
     if getattr(arguments, "bits", None) is not None:
         budgets.append(Budget(metric="bits", at_most=arguments.bits, unit="bits per weight", confidence=confidence))
+    if not budgets and getattr(arguments, "memory", None) is not None:  # beside others it is one of the settings
+        budgets.append(Budget.memory(arguments.memory, confidence=confidence))
     return budgets
 
 
@@ -259,6 +264,15 @@ def _settings(arguments: Namespace) -> Settings:
         )  # fmt: skip
     if arguments.speed is not None:
         given |= {"speed": factor(arguments.speed), "latency": _latency(arguments)}
+    if arguments.context is not None and arguments.memory is None:
+        raise InvalidBudget(
+            "a context, and no limit on the memory it is for", expected="both, or neither", mend="--memory 200MB",
+            site="--context",
+        )  # fmt: skip
+    if arguments.memory is not None:
+        given["memory"] = Budget.memory(arguments.memory).at_most
+    if arguments.context is not None:
+        given["context"] = arguments.context
     if arguments.threads:
         given["threads"] = arguments.threads
     check_rewrites(arguments.rewrite, calibrated=True)

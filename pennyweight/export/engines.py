@@ -16,6 +16,7 @@ from pathlib import Path
 from pennyweight.errors import PennyweightError, UnknownName
 from pennyweight.export.contracts import BlockTypes, Contract, Either, Grids, Listed, k_types, legacy
 from pennyweight.export.files import Files, files_of
+from pennyweight.export.memory import Memory
 from pennyweight.formats import (
     NVFP4,
     Dense,
@@ -48,6 +49,7 @@ class Engine:
             what lies outside the blocks stays dense.
         least_outputs: smallest `out` of a quantized weight.
         least_inputs: smallest `in`.
+        memory: what it holds while it runs.
         fused_groups: sites that read one edge (q, k, v; gate, up) must get one format, because the engine joins them.
         notes: what a user should know before choosing it.
         snippet: how to load a model; `{path}` is where it lies.
@@ -63,6 +65,7 @@ class Engine:
     reads: Contract
     dtypes: frozenset[str]
     roles: frozenset[str]
+    memory: Memory
     tables: tuple[Format, ...] = ()
     least_outputs: int = 1
     least_inputs: int = 1
@@ -165,6 +168,9 @@ TRANSFORMERS = Engine(
     dtypes=frozenset({"float16", "bfloat16", "float32"}),
     # Its weight initialisation looks for `weight` in every Embedding, and a packed one has none.
     roles=frozenset({"linear", "head"}),
+    # compressed-tensors unpacks one weight after the other at the first call: to int8 by way of int32, then to floats.
+    # generate() asks for the logits of the last position. On a CPU the packed file stays mapped beside all this.
+    memory=Memory(weights="dense", unpacking=12.0, evidence="measured"),
     notes=(
         "needs the packages compressed-tensors (0.18 or newer) and accelerate",
         "3, 5, 6 and 7 bits are packed without gaps, as compressed-tensors does since 0.18; older ones misread them",
@@ -193,6 +199,8 @@ VLLM = Engine(
     reads=Grids(bits=frozenset({4, 8}), asymmetric_bits=frozenset({4, 8}), group_sizes=frozenset({32, 64, 128})),
     dtypes=frozenset({"float16", "bfloat16"}),
     roles=frozenset({"linear"}),
+    # It takes a share of the GPU beforehand and keeps keys and values in what is left: this is what one sequence needs.
+    memory=Memory(weights="stored", unpacking=1.0),
     # Marlin works on tiles of 64 outputs by 128 inputs. We ask for one whole tile, and that groups divide the inputs;
     # whether larger sizes must be multiples of the tile differs between versions (recent ones pad with zeros).
     least_outputs=64,
@@ -224,6 +232,8 @@ LLAMA_CPP = Engine(
     ),
     dtypes=frozenset({"float16", "bfloat16", "float32"}),
     roles=frozenset({"linear", "embedding", "head"}),
+    # Batches of 512 tokens, room for the logits of each; keys and values in float16, all else in float32.
+    memory=Memory(weights="stored", cache=2, activations=4, prompt=512, logits=None),
     # Four to eight bits; each is priced by running the network, so there are few (docs/decisions/0012).
     tables=(*legacy("iq4_nl", "q5_1", "q8_0"), *k_types("q4_k", "q5_k", "q6_k")),
     notes=(

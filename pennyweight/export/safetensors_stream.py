@@ -104,16 +104,19 @@ class WholeFile:
         header: its first bytes.
         offsets: where in it each tensor begins; what lies between tensors is zero.
         size: of the finished file.
+        part: how its name ends until then; several processes that may write one file need one each.
 
     Raises:
         DiskFull: it does not fit; nothing is left behind.
         InvalidOutput: the directory cannot be written to.
     """
 
-    def __init__(self, path: Path, header: bytes, offsets: Mapping[str, int], size: int) -> None:
+    def __init__(
+        self, path: Path, header: bytes, offsets: Mapping[str, int], size: int, *, part: str = "part"
+    ) -> None:  # fmt: skip
         self.path = path
         self._header, self._offsets, self._size = header, offsets, size
-        self._temporary = path.with_name(f".{path.name}.part")
+        self._temporary = path.with_name(f".{path.name}.{part}")
         self._missing = set(offsets)
         self._file: BinaryIO
 
@@ -168,14 +171,15 @@ class ShardWriter(WholeFile):
     Args:
         path: of the finished file.
         entries: every tensor it will hold.
+        part: see `WholeFile`.
 
     Raises:
         DiskFull: it does not fit; nothing is left behind.
         InvalidOutput: the directory cannot be written to.
     """
 
-    def __init__(self, path: Path, entries: Sequence[Entry]) -> None:
-        super().__init__(path, *layout(entries))
+    def __init__(self, path: Path, entries: Sequence[Entry], *, part: str = "part") -> None:
+        super().__init__(path, *layout(entries), part=part)
         self._entries = {entry.name: entry for entry in entries}
 
     def put(self, name: str, tensor: Tensor) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,9 +12,10 @@ from torch import Tensor
 from pennyweight import catalogue
 from pennyweight.errors import InvalidFormat, NotPositiveDefinite
 from pennyweight.export.engines import find
-from pennyweight.flow.collect import Collected
+from pennyweight.flow.collect import Collected, statistics_of
 from pennyweight.flow.journal import Journal
-from pennyweight.flow.progress import QUIET, Progress
+from pennyweight.flow.progress import QUIET, Advance, Progress
+from pennyweight.flow.working.task import HERE, Workers, Workshop
 from pennyweight.formats import Compressed, Dense, Part
 from pennyweight.methods.quantization import RoundToNearest
 from pennyweight.network.network import Network, Site
@@ -25,6 +27,7 @@ from pennyweight.numerics.random import stream
 from pennyweight.plan import Plan, Step
 from pennyweight.statistics import Statistics
 
+STATISTICS = "statistics"  # of one block, in a workshop
 ROWS = 1024  # outputs whose errors are computed at once
 
 
@@ -91,8 +94,9 @@ class Applied:
 
 
 def apply(
-    plan: Plan, network: Network, collected: Collected, journal: Journal, *, progress: Progress = QUIET
-) -> Applied:
+    plan: Plan, network: Network, collected: Collected, journal: Journal, *, progress: Progress = QUIET,
+    workers: Workers = HERE,
+) -> Applied:  # fmt: skip
     """Compress every site of a plan.
 
     Every group's result is one piece named by its step, so plans that agree on a group share it.
@@ -102,87 +106,91 @@ def apply(
         network: the reference.
         collected: gram matrices of the edges the sites read.
         journal: finished groups are not computed again.
-        progress: told about every block.
+        progress: told about every group.
+        workers: who carries it out.
     """
     keys: dict[str, tuple[str, int, int, int]] = {}
-    with progress.stage("compressing", len(network.blocks)) as advance:
-        for index in range(len(network.blocks)):
-            _apply_block(index, plan, network, collected, journal, keys)
-            release()
-            advance()
-        _apply_block(None, plan, network, collected, journal, keys)
-        release()
+    tasks = []
+    for block in (*range(len(network.blocks)), None):
+        for group in network.groups():
+            for members, step in _same_step(group, plan):
+                if members[0].block != block:
+                    continue
+                task = CompressGroup.of(members, step, plan.seed)
+                tasks.append(task)
+                places, rows_there = rows_of(members, network)
+                for site, (start, stop) in zip(members, places, strict=True):
+                    keys[site.name] = (task.piece, start, stop, rows_there)
+    with progress.stage("compressing", len(tasks)) as advance:
+        compress_groups(tasks, Workshop(network, journal, statistics=collected.journal), workers, advance)
     return Applied(journal, network, plan, keys)
 
 
-def _apply_block(
-    index: int | None,
-    plan: Plan,
-    network: Network,
-    collected: Collected,
-    journal: Journal,
-    keys: dict[str, tuple[str, int, int, int]],
-) -> None:
-    statistics: dict[str, Statistics] | None = None
-    for group in network.groups():
-        for members, step in _same_step(group, plan):
-            if members[0].block != index:
-                continue
-            key, statistics = compress_group(index, members, step, network, collected, journal, plan.seed, statistics)
-            places, rows_there = rows_of(members, network)
-            for site, (start, stop) in zip(members, places, strict=True):
-                keys[site.name] = (key, start, stop, rows_there)
+def compress_groups(tasks: Sequence[CompressGroup], shop: Workshop, workers: Workers, advance: Advance) -> None:
+    """Carry steps out on groups, best a block after the other; nothing of their statistics stays in memory."""
+    workers.run(tasks, shop, advance)
+    shop.forget(STATISTICS)
+    release()
 
 
-def rows_of(members: list[Site], network: Network) -> tuple[list[tuple[int, int]], int]:
+@dataclass(frozen=True)
+class CompressGroup:
+    """Carry one step out on sites that are swept together.
+
+    Args:
+        block: of the sites; None outside of all, where there are no statistics.
+        sites: of one group, with this step in common.
+        step: of one stage.
+        seed: of the run.
+    """
+
+    block: int | None
+    sites: tuple[str, ...]
+    step: Step
+    seed: int
+    after: ClassVar[tuple[str, ...]] = ()
+    amount: ClassVar[float] = 1.0
+
+    @classmethod
+    def of(cls, members: Sequence[Site], step: Step, seed: int) -> CompressGroup:
+        """The task for some sites."""
+        return cls(members[0].block, tuple(site.name for site in members), step, seed)
+
+    @property
+    def piece(self) -> str:
+        """Codes of all its sites, and a row of the ledger for each."""
+        place = "outer" if self.block is None else f"{self.block:04d}"
+        named = of_value([list(self.sites), self.step.label(), self.seed])[:16]
+        return f"sites/{place}-{named}.safetensors"
+
+    def carry_out(self, shop: Workshop, advance: Advance) -> None:
+        """Sites that share a tensor are compressed once."""
+        members = [shop.network.by_name[name] for name in self.sites]
+        own, first = _distinct(members, shop.network)
+        statistics = {} if self.block is None else _statistics(shop, self.block)
+        tensors, rows = _compress(own, self.step, shop.network, statistics, self.seed)
+        rows += [replace(rows[first[i]], site=site.name) for i, site in enumerate(members) if site not in own]
+        shop.journal.save_tensors(self.piece, tensors, {row.site: asdict(row) for row in rows})
+        release()
+        advance(self.amount)
+
+
+def _statistics(shop: Workshop, block: int) -> dict[str, Statistics]:
+    return shop.kept(STATISTICS, block, lambda: statistics_of(shop).block(block))
+
+
+def rows_of(members: Sequence[Site], network: Network) -> tuple[list[tuple[int, int]], int]:
     """First and last row of every member in what was made of them, and how many rows are there."""
     own, first = _distinct(members, network)
     starts = [sum(site.shape[0] for site in own[:i]) for i in range(len(own) + 1)]
     return [(starts[at], starts[at + 1]) for at in first], starts[-1]
 
 
-def _distinct(members: list[Site], network: Network) -> tuple[list[Site], list[int]]:
+def _distinct(members: Sequence[Site], network: Network) -> tuple[list[Site], list[int]]:
     """Sites with a tensor of their own, and for each member which of them it shares its tensor with."""
     stored = [network.stored_name(site.parameter) for site in members]
     names = list(dict.fromkeys(stored))
     return [members[stored.index(name)] for name in names], [names.index(name) for name in stored]
-
-
-def compress_group(
-    index: int | None,
-    members: list[Site],
-    step: Step,
-    network: Network,
-    collected: Collected | None,
-    journal: Journal,
-    seed: int,
-    statistics: dict[str, Statistics] | None,
-) -> tuple[str, dict[str, Statistics] | None]:
-    """Carry one step out on sites that are swept together, unless the journal has it.
-
-    Args:
-        index: of their block; None outside of all, where there are no statistics.
-        members: of one group, with this step in common.
-        step: of one stage.
-        network: the reference.
-        collected: statistics; None where the journal is known to have the piece.
-        journal: where the piece goes.
-        seed: of the run.
-        statistics: of this block, where they were loaded before.
-
-    Returns:
-        The piece's key, and the statistics if they are loaded by now: they are only if something was missing.
-    """
-    place = "outer" if index is None else f"{index:04d}"
-    key = f"sites/{place}-{of_value([[site.name for site in members], step.label(), seed])[:16]}.safetensors"
-    if collected is not None and not journal.has(key):
-        if statistics is None:
-            statistics = {} if index is None else collected.block(index)
-        own, first = _distinct(members, network)
-        tensors, rows = _compress(own, step, network, statistics, seed)
-        rows += [replace(rows[first[i]], site=site.name) for i, site in enumerate(members) if site not in own]
-        journal.save_tensors(key, tensors, {row.site: asdict(row) for row in rows})
-    return key, statistics
 
 
 def _same_step(group: tuple[Site, ...], plan: Plan) -> list[tuple[list[Site], Step]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,9 +21,10 @@ from pennyweight.flow.certifying import evidence
 from pennyweight.flow.collect import Collected
 from pennyweight.flow.journal import Journal
 from pennyweight.flow.load import load
-from pennyweight.flow.measure import ReferenceStates, Scorer
-from pennyweight.flow.progress import Progress
+from pennyweight.flow.measure import ReferenceStates, Scorer, windows_at_once
+from pennyweight.flow.progress import Advance, Progress
 from pennyweight.flow.recover import recover
+from pennyweight.flow.working.task import HERE, Workers, Workshop
 from pennyweight.network.network import Network
 from pennyweight.numerics.hashing import of_value
 from pennyweight.plan import Plan
@@ -74,6 +76,7 @@ def build(
     progress: Progress,
     network: Network | None = None,
     calibration: Windows | None = None,
+    workers: Workers = HERE,
 ) -> Candidate:
     """Apply, write, re-read and score one plan; whatever of it is in the journal already is not done again.
 
@@ -88,6 +91,7 @@ def build(
         progress: told about every stage.
         network: what is compressed, where the reference was rewritten first.
         calibration: text that recovery learns from; needed where the plan asks for it.
+        workers: who compresses and scores; recovery and writing are done here.
 
     Raises:
         VerificationFailed: the written files do not hold what was computed.
@@ -95,7 +99,7 @@ def build(
     key, network = of_value(plan.to_toml())[:16], network or reference
     directory = journal.directory / "candidates" / key
     if not journal.has(f"candidates/{key}.json"):
-        applied = apply(plan, network, collected, journal, progress=progress)
+        applied = apply(plan, network, collected, journal, progress=progress, workers=workers)
         if plan.recovery:
             assert calibration is not None
             applied = recover(applied, collected, calibration, progress=progress)
@@ -116,12 +120,61 @@ def build(
     facts = journal.load(f"candidates/{key}.json")
     candidate = load(directory)
     if not journal.has(f"selection/{key}.json"):
-        scorer = Scorer(reference, candidate, windows, states, metrics)
+        cuts = _cuts(len(windows), windows_at_once(reference, windows), workers.count)
+        tasks = [Score(key, *cut, windows, states.key, tuple(metrics)) for cut in itertools.pairwise(cuts)]
         with progress.stage("measuring candidate", len(windows)) as advance:
-            scores = scorer.score(np.arange(len(windows), dtype=np.int64), advance)
-        journal.save(f"selection/{key}.json", evidence.to_values(scores))
+            workers.run(tasks, Workshop(network, journal, reference=reference), advance)
+        journal.save(f"selection/{key}.json", evidence.join([journal.load(task.piece) for task in tasks]))
+        journal.drop(f"scored/{key}")
     selection = evidence.from_values(journal.load(f"selection/{key}.json"))
     return Candidate(plan, key, directory, candidate, facts["hash"], facts["weights"], facts["size"], selection)
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """Score some windows of a candidate.
+
+    Args:
+        key: of the candidate.
+        start: first window.
+        stop: one behind the last.
+        windows: all of them.
+        states: folder of the reference's hidden states.
+        metrics: to score.
+    """
+
+    key: str
+    start: int
+    stop: int
+    windows: Windows
+    states: str
+    metrics: tuple[Any, ...]
+    after: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def piece(self) -> str:
+        """Scores by metric."""
+        return f"scored/{self.key}/{self.start:06d}-{self.stop:06d}.json"
+
+    @property
+    def amount(self) -> float:
+        """Windows."""
+        return self.stop - self.start
+
+    def carry_out(self, shop: Workshop, advance: Advance) -> None:
+        """From the candidate's files."""
+        reference = shop.reference or shop.network
+        candidate = shop.kept("candidate", self.key, lambda: load(shop.journal.directory / "candidates" / self.key))
+        states = ReferenceStates(shop.journal, self.states)
+        scorer = Scorer(reference, candidate, self.windows, states, self.metrics)
+        scores = scorer.score(np.arange(self.start, self.stop, dtype=np.int64), advance)
+        shop.journal.save(self.piece, evidence.to_values(scores))
+
+
+def _cuts(count: int, batch: int, workers: int) -> list[int]:
+    """Where to part windows: between batches, for what goes through a network together hangs on no worker."""
+    batches = -(-count // batch)
+    return sorted({batch * (batches * part // workers) for part in range(workers)} | {count})
 
 
 def facts_of(candidate: Candidate, journal: Journal) -> Any:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from pennyweight.corpus import Windows
 from pennyweight.flow.journal import Journal, Spill
-from pennyweight.flow.progress import QUIET, Progress
+from pennyweight.flow.progress import QUIET, Advance, Progress
+from pennyweight.flow.working.task import HERE, Workers, Workshop
 from pennyweight.network.network import Network, Site
 from pennyweight.network.running.stream import Stream
 from pennyweight.numerics.linear import add_second_moment
@@ -27,7 +28,10 @@ from pennyweight.numerics.random import stream
 from pennyweight.statistics import Statistics
 
 BATCH_TOKENS = 1024  # activations of a block at once: large enough for the matrix products, small enough for memory
+ROUNDS = 2  # parts of the windows for every worker: one that waits for another finds something else to do
 IDS = "statistics/ids.safetensors"  # windows of the backward pass: what else must be measured is measured on them
+PARTIAL = "partial"  # sums over some of the windows, from one task to the next
+RUNNER = "runner"  # of the forward pass, in a workshop
 HEAD_ROWS = 32  # positions whose logits are in memory at once
 
 
@@ -68,6 +72,11 @@ class Collected:
         return found
 
 
+def statistics_of(shop: Workshop) -> Collected:
+    """What was collected on the network that tasks work on."""
+    return Collected(shop.statistics or shop.journal, shop.network, "")
+
+
 def collect(
     network: Network,
     windows: Windows,
@@ -77,8 +86,12 @@ def collect(
     fisher_windows: int = 8,
     seed: int = 0,
     progress: Progress = QUIET,
+    workers: Workers = HERE,
 ) -> Collected:
     """Collect statistics on every edge of every block.
+
+    Several workers follow each other through the blocks, each with some of the windows. One block's sums are added up
+    in the order of the windows by whoever comes, so they are those of a single process, bit for bit.
 
     Args:
         network: the reference network.
@@ -88,11 +101,13 @@ def collect(
         fisher_windows: windows of the backward pass.
         seed: of the tokens drawn in the backward pass.
         progress: told about every block.
+        workers: who carries the forward pass out; the backward pass is over few windows, and done here.
     """
     runner = Stream(network)
     if not journal.has(IDS):
         journal.save_tensors(IDS, {"ids": windows.ids[: max(1, fisher_windows)].contiguous()})
-    _forward(runner, windows, journal, min(fisher_windows, len(windows.ids)) if "fisher" in needs else 0, progress)
+    kept = min(fisher_windows, len(windows.ids)) if "fisher" in needs else 0
+    _forward(runner, windows, journal, kept, progress, workers)
     if "fisher" in needs:
         _backward(runner, windows, journal, min(fisher_windows, len(windows.ids)), seed, progress)
     return Collected(journal, network, windows.fingerprint)
@@ -104,11 +119,13 @@ def batches(count: int, length: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + step, count)) for start in range(0, count, step))
 
 
-def _forward(runner: Stream, windows: Windows, journal: Journal, kept: int, progress: Progress) -> None:
+def _forward(
+    runner: Stream, windows: Windows, journal: Journal, kept: int, progress: Progress, workers: Workers
+) -> None:  # fmt: skip
     network, ids = runner.network, windows.ids
     count, length = ids.shape
     blocks = len(network.blocks)
-    missing = (i for i in range(blocks) if not journal.has(f"statistics/gram-{i:04d}.safetensors"))
+    missing = (i for i in range(blocks) if not journal.has(_grams(i)))
     first = next(missing, blocks)
     if first == blocks:
         journal.drop("hidden")
@@ -123,24 +140,118 @@ def _forward(runner: Stream, windows: Windows, journal: Journal, kept: int, prog
                 hidden = begin(ids[start:stop])
                 if first == 0:
                     _spill(journal, 0, count, length, hidden.shape[-1]).write(start, hidden)
-        size = hidden.shape[-1]
-        for index in range(first, blocks):
-            before, after = (_spill(journal, i, count, length, size) for i in (index, index + 1))
-            _forward_block(runner, journal, index, before, after, kept)
-            journal.drop(f"hidden/{index:04d}.bin")
-            advance()
-        journal.drop(f"hidden/{blocks:04d}.bin")
+        journal.drop(PARTIAL)  # a block that was not finished begins anew
+        every = list(batches(count, length))
+        parts = 1 if workers.count == 1 else min(len(every), ROUNDS * workers.count)
+        cuts = [len(every) * part // parts for part in range(parts + 1)]
+        shop = Workshop(runner.network, journal)
+        shop.kept(RUNNER, ids.shape, lambda: runner)
+        tasks = (
+            RunBlock(index, part, tuple(every[cuts[part] : cuts[part + 1]]), parts, ids, hidden.shape[-1], kept)
+            for index in range(first, blocks)
+            for part in range(parts)
+        )
+        workers.run(tasks, shop, advance)
+        journal.drop(PARTIAL)
+        journal.drop("hidden")
 
 
-def _forward_block(runner: Stream, journal: Journal, index: int, before: Spill, after: Spill, kept: int) -> None:
-    """Run one block over all windows; save what was seen on its edges, and the first activations for later."""
-    with runner.block(index) as run, _watching(runner, index) as sums:
-        for start, stop in batches(before.windows, before.length):
-            after.write(start, run(before.read(start, stop)))
-    release()
+@dataclass(frozen=True, eq=False)
+class RunBlock:
+    """Run some windows through a block, and add what is seen on its edges to what the windows before them left.
+
+    Args:
+        block: its number.
+        part: number of these windows among all parts.
+        windows: first and one behind the last window of every batch.
+        parts: there are.
+        ids: of all windows `[n, length]`; what blocks are called with may hang on them.
+        size: of the activations between blocks.
+        kept: windows whose activations the backward pass needs.
+    """
+
+    block: int
+    part: int
+    windows: tuple[tuple[int, int], ...]
+    parts: int
+    ids: Tensor
+    size: int
+    kept: int
+
+    @property
+    def piece(self) -> str:
+        """The block's statistics, or the sums so far."""
+        return _piece(self.block, self.part, self.parts)
+
+    @property
+    def after(self) -> tuple[str, ...]:
+        """The windows before these in this block, and these in the block before."""
+        before = [_piece(self.block, self.part - 1, self.parts)] if self.part else []
+        return (*before, _piece(self.block - 1, self.part, self.parts))
+
+    @property
+    def amount(self) -> float:
+        """A share of a block."""
+        return 1 / self.parts
+
+    def carry_out(self, shop: Workshop, advance: Advance) -> None:
+        """Read from one file of activations, write to the next."""
+        runner, journal = shop.kept(RUNNER, self.ids.shape, lambda: self._runner(shop.network)), shop.journal
+        count, length = self.ids.shape
+        before, after = (_spill(journal, i, count, length, self.size) for i in (self.block, self.block + 1))
+        with torch.no_grad(), runner.block(self.block) as run, _watching(runner, self.block) as sums:
+            if self.part:
+                _add_saved(journal, _piece(self.block, self.part - 1, self.parts), sums)
+            for start, stop in self.windows:
+                after.write(start, run(before.read(start, stop)))
+        release()
+        if self.part < self.parts - 1:
+            _save_sums(journal, self.piece, sums)
+        else:
+            _finish_block(runner.network, journal, self.block, before, after, self.kept, sums)
+        if self.part:
+            journal.drop(_piece(self.block, self.part - 1, self.parts))
+        advance(self.amount)
+
+    def _runner(self, network: Network) -> Stream:
+        """One that knows what blocks are called with, for every shape of batch."""
+        runner = Stream(network)
+        last = {stop - start: (start, stop) for start, stop in batches(*self.ids.shape)}
+        with torch.no_grad(), runner.beginning() as begin:
+            for start, stop in last.values():
+                begin(self.ids[start:stop])
+        return runner
+
+
+def _piece(block: int, part: int, parts: int) -> str:
+    return f"{PARTIAL}/{block:04d}-{part:03d}.safetensors" if part < parts - 1 else _grams(block)
+
+
+def _grams(block: int) -> str:
+    return f"statistics/gram-{block:04d}.safetensors"
+
+
+def _save_sums(journal: Journal, piece: str, sums: Mapping[str, _Sums]) -> None:
+    tensors = {f"{edge}|{name}": getattr(one, name) for edge, one in sums.items() for name in _Sums.TENSORS}
+    journal.save_tensors(piece, tensors, {edge: one.count for edge, one in sums.items()})
+
+
+def _add_saved(journal: Journal, piece: str, sums: Mapping[str, _Sums]) -> None:
+    """Go on where another task stopped."""
+    counts = journal.facts(piece)
+    for name, tensor in journal.load_tensors(piece).items():
+        edge, _, what = name.rpartition("|")
+        setattr(sums[edge], what, tensor)
+        sums[edge].count = counts[edge]
+
+
+def _finish_block(
+    network: Network, journal: Journal, index: int, before: Spill, after: Spill, kept: int, sums: Mapping[str, _Sums]
+) -> None:  # fmt: skip
+    """Save what was seen on the edges of a block, and the first activations for later."""
     if kept:
         journal.save_tensors(f"inputs/{index:04d}.safetensors", {"hidden": before.read(0, kept)})
-        if index == len(runner.network.blocks) - 1:
+        if index == len(network.blocks) - 1:
             journal.save_tensors(f"inputs/{index + 1:04d}.safetensors", {"hidden": after.read(0, kept)})
     tensors: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
@@ -149,8 +260,9 @@ def _forward_block(runner: Stream, journal: Journal, index: int, before: Spill, 
         tensors |= {f"{edge}|gram": total.gram.div_(total.count), f"{edge}|mean": total.sum / total.count}
         tensors[f"{edge}|abs_max"] = total.abs_max
         counts[edge] = total.count
-    # This piece appears last: with it, everything the next block needs is there.
-    journal.save_tensors(f"statistics/gram-{index:04d}.safetensors", tensors, counts)
+    # With this piece, everything the next block needs is there.
+    journal.save_tensors(_grams(index), tensors, counts)
+    journal.drop(f"hidden/{index:04d}.bin")
 
 
 def _spill(journal: Journal, index: int, count: int, length: int, size: int) -> Spill:
@@ -159,6 +271,8 @@ def _spill(journal: Journal, index: int, count: int, length: int, size: int) -> 
 
 class _Sums:
     """Running sums over one edge."""
+
+    TENSORS = ("gram", "sum", "abs_max")
 
     def __init__(self, size: int) -> None:
         self.gram, self.sum, self.abs_max = torch.zeros(size, size), torch.zeros(size), torch.zeros(size)

@@ -24,6 +24,7 @@ from pennyweight.flow.job import Job, planner_of
 from pennyweight.flow.journal import open_run
 from pennyweight.flow.load import check_weights, load
 from pennyweight.flow.make_plan import check_files, check_model, check_plan, usual_dtype
+from pennyweight.flow.memory import with_memory
 from pennyweight.flow.options import outline, predictor
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.recover import check_recovery
@@ -32,6 +33,7 @@ from pennyweight.flow.search.study import open_study
 from pennyweight.flow.settings import Settings
 from pennyweight.flow.text import texts
 from pennyweight.flow.versions import versions
+from pennyweight.flow.working.pool import Pool, workers_of
 from pennyweight.network.network import Network
 from pennyweight.numerics.hashing import of_value
 from pennyweight.plan import Plan
@@ -49,6 +51,7 @@ def compress(
     study: str | Path | None = None,
     allow_network: bool = False,
     progress: Progress = QUIET,
+    workers: Pool | None = None,
 ) -> Outcome:
     """Compress a model within a budget and certify what it cost.
 
@@ -59,7 +62,7 @@ def compress(
         model: directory, GGUF file, or hub id with `allow_network`.
         out: directory to make; must not exist or be empty.
         budget: limits on losses (perplexity, KL, agreement, accuracy of a task …), at most one of them a size on disk
-            or bits per weight; all must hold.
+            or bits per weight, and one of memory in the engine; all must hold.
         calibration: text for methods and search; None for the text every Python carries.
         held_out: text for the certificate alone; None to keep a part of the other one for it.
         plan: carry this out instead of searching.
@@ -67,12 +70,12 @@ def compress(
         study: SQLite file in which a search remembers what it measured, for later runs; None for one beside `out`.
         allow_network: whether a hub id may be downloaded.
         progress: told about every stage.
+        workers: processes that share the work, with the same bytes; a run may go on with others, or with none.
 
     Raises:
         PennyweightError: see `errors`; bad input is refused before any work is done.
     """
-    settings = settings or Settings()
-    budgets = [budget] if isinstance(budget, Budget) else list(budget)
+    budgets, settings = with_memory([budget] if isinstance(budget, Budget) else budget, settings or Settings())
     limit = _limit(budgets)
     asked = resolve([one for one in budgets if one.is_claim] or budgets)
     check_engine(asked, usual_engine(settings.scope, settings.bound))
@@ -130,7 +133,7 @@ def compress(
         job = Job(
             reference, network, words, asked, limit, populations, {on: pilot for on, (pilot, _) in tasks.items()},
             settings, journal, progress, of_value(header), str(header["code"]),
-            remembered,
+            remembered, workers_of(workers, reference, network, journal, settings),
         )  # fmt: skip
         ladder = job.ladder(plan)
         rungs, judged, best = job.certify(ladder)
@@ -149,7 +152,11 @@ def compress(
 
 def _check_alone(settings: Settings) -> None:
     """Refuse what a plan that is handed in leaves nothing to do for."""
-    for name, asked in (("--search", bool(settings.search)), ("--speed", settings.latency is not None)):
+    for name, asked in (
+        ("--search", bool(settings.search)),
+        ("--speed", settings.latency is not None),
+        ("--memory", bool(settings.memory)),
+    ):
         if asked:
             raise InvalidBudget(
                 f"{name} beside a plan that is to be carried out", expected="a plan, or a search for one",
@@ -183,7 +190,7 @@ def _check_possible(
         table = outline(network, find(settings.engine), dtype=settings.dtype)
         planner = planner_of(network, settings, table, model=reference)
         planner.check_any()
-        if limit is not None or settings.latency is not None:
+        if limit is not None or settings.latency is not None or settings.memory:
             planner.within(*([planner.limit(limit)] if limit is not None else []))
 
 

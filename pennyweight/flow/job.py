@@ -36,6 +36,7 @@ from pennyweight.flow.journal import Journal
 from pennyweight.flow.ladder import PROBE, allowed_before, rungs, strain
 from pennyweight.flow.make_plan import Planner
 from pennyweight.flow.measure import ReferenceStates
+from pennyweight.flow.memory import held
 from pennyweight.flow.options import Table, tabulate, timed
 from pennyweight.flow.profiling.calibration import calibrate
 from pennyweight.flow.profiling.values import Calibration
@@ -43,6 +44,7 @@ from pennyweight.flow.progress import Progress
 from pennyweight.flow.search.refine import Search
 from pennyweight.flow.settings import Settings
 from pennyweight.flow.text import Texts
+from pennyweight.flow.working.task import HERE, Workers
 from pennyweight.methods.multiplicity import FixedSequence
 from pennyweight.network.network import Network
 from pennyweight.numerics.hashing import of_value
@@ -68,6 +70,7 @@ class Job:
         key: hash of everything the run depends on.
         code: hash of this package's sources.
         study: file that a search remembers its measurements in.
+        workers: who carries tasks out.
     """
 
     reference: Network
@@ -83,6 +86,7 @@ class Job:
     key: str
     code: str
     study: Path | None = None
+    workers: Workers = HERE
 
     def __post_init__(self) -> None:
         key = f"reference/{self.reference.source.fingerprint[:16]}-{self.words.selection.fingerprint[:16]}"
@@ -98,6 +102,7 @@ class Job:
         self.collected = collect(
             self.network, self.words.calibration, self.journal,
             fisher_windows=self.settings.fisher_windows, seed=self.settings.seed, progress=self.progress,
+            workers=self.workers,
         )  # fmt: skip
 
     def planner(self) -> Planner:
@@ -107,7 +112,7 @@ class Job:
         table = tabulate(
             self.network, self.collected, engine, self.journal,
             dtype=self.settings.dtype, method=self.settings.method, pricing=self.settings.pricing,
-            progress=self.progress,
+            progress=self.progress, workers=self.workers,
         )  # fmt: skip
         return planner_of(self.network, self.settings, table, model=self.reference)
 
@@ -124,6 +129,7 @@ class Job:
             self.progress,
             self.network,
             self.words.calibration,
+            self.workers,
         )
 
     def scores(self, candidate: Candidate) -> dict[str, Pilot]:
@@ -166,7 +172,7 @@ class Job:
         return Search(
             network=self.network, collected=self.collected, windows=self.words.selection, journal=self.journal,
             method=self.settings.search, allocation=self.settings.allocation, seed=self.settings.seed,
-            study=self.study, progress=self.progress,
+            study=self.study, progress=self.progress, workers=self.workers,
         )  # fmt: skip
 
     @property
@@ -245,7 +251,8 @@ class Job:
         tightest = max(strains, key=lambda label: strains[label], default="")
         binding = self.limit.label if self.limit is not None else tightest
         fast = f", and {self.settings.speed:g} times the speed of dense" if self.settings.latency is not None else ""
-        return explain(self.table.groups, candidate.plan, f"{binding}{fast}")
+        small = f", and {self.settings.memory / 1e6:.12g} MB in memory" if self.settings.memory else ""
+        return explain(self.table.groups, candidate.plan, f"{binding}{fast}{small}")
 
     def _rung(self, candidate: Candidate, judged: Judged | None, chosen: bool) -> dict[str, Any]:
         means = {name: float(m.degradation.mean()) for name, m in candidate.selection.items()}
@@ -271,6 +278,11 @@ def planner_of(network: Network, settings: Settings, table: Table, *, model: Net
     if settings.latency is not None:
         table, limit = timed(table, network, settings.latency, settings.speed)
         always = (limit,)
+    if settings.memory:
+        table, limit = held(
+            table, network, engine, settings.dtype, at_most=settings.memory, context=settings.context
+        )  # fmt: skip
+        always = (*always, limit)
     return Planner(
         network=network, table=table, engine=engine, dtype=settings.dtype, seed=settings.seed,
         allocation=settings.allocation, beside=engine.files.beside(network, settings.dtype),

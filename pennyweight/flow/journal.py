@@ -35,9 +35,11 @@ class Journal:
 
     Args:
         directory: where they lie.
+        part: how the name of a file ends that is not finished; every process that writes has its own.
     """
 
     directory: Path
+    part: str = "part"
 
     def path(self, key: str) -> Path:
         """Where a piece lies; its folder is made."""
@@ -63,7 +65,7 @@ class Journal:
         text = torch.frombuffer(bytearray(canonical(facts)), dtype=torch.uint8)
         every = {**tensors, FACTS: text}
         entries = [Entry(n, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for n, t in every.items()]
-        with ShardWriter(self.path(key), entries) as file:
+        with ShardWriter(self.path(key), entries, part=self.part) as file:
             for name, tensor in every.items():
                 file.put(name, tensor)
 
@@ -86,7 +88,7 @@ class Journal:
             DiskFull: there was no room; nothing finished before is touched.
         """
         final = self.path(key)
-        temporary = final.with_name(final.name + ".part")
+        temporary = final.with_name(f"{final.name}.{self.part}")
         try:
             with disk_errors(final):
                 yield temporary

@@ -83,6 +83,8 @@ class Planner:
             return self._bytes(int(budget.at_most))
         if budget.metric == "bits":
             return self._bits(budget.at_most)
+        if budget.metric == "memory":
+            return next(limit for limit in self.always if limit.of == "memory")
         raise InvalidBudget(
             f"no plan can be made for a budget on {budget.metric} by prediction alone",
             expected="perplexity, kl, size or bits",

@@ -62,6 +62,11 @@ def tokens_at_once(network: Network) -> int:
     return LOGIT_TOKENS if isinstance(network.source, OnnxSource) else BATCH_TOKENS
 
 
+def windows_at_once(network: Network, windows: Windows) -> int:
+    """Windows scored in one go."""
+    return max(1, tokens_at_once(network) // windows.ids.shape[1])
+
+
 @dataclass(frozen=True, eq=False)
 class ReferenceStates:
     """Last hidden states of the reference model, one file a batch, kept for every candidate.
@@ -123,7 +128,7 @@ class Scorer:
     @property
     def batch(self) -> int:
         """Windows scored at once."""
-        return max(1, tokens_at_once(self.reference) // self.windows.ids.shape[1])
+        return windows_at_once(self.reference, self.windows)
 
     @torch.no_grad()
     def score(self, order: NDArray[np.int64], advance: Advance = lambda _=1: None) -> dict[str, Measurement]:

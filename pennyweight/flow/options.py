@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import astuple, dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 
 from pennyweight import catalogue
 from pennyweight.errors import InvalidMethod
-from pennyweight.export.engines import OUTSIDE, Engine
-from pennyweight.flow.collect import Collected
+from pennyweight.export.engines import OUTSIDE, Engine, find
+from pennyweight.flow.collect import Collected, statistics_of
 from pennyweight.flow.journal import Journal
 from pennyweight.flow.progress import QUIET, Advance, Progress
 from pennyweight.flow.tables import METHOD, prices
+from pennyweight.flow.working.task import HERE, Workers, Workshop
 from pennyweight.formats import Dense, Format, Grid
 from pennyweight.latency import Latency
 from pennyweight.methods.pricing import Change
@@ -57,6 +58,7 @@ def tabulate(
     method: str = "gptq",
     pricing: str = "kronecker",
     progress: Progress = QUIET,
+    workers: Workers = HERE,
 ) -> Table:
     """Predict size and damage of every option of every group.
 
@@ -72,27 +74,77 @@ def tabulate(
         method: the quantizer, by name.
         pricing: what turns expected changes into a damage, by name.
         progress: told about every block.
+        workers: who predicts.
     """
     decided, kept = _decide(network, engine, dtype)
     # Statistics may be kept for other plans: what engine, dtype and method decide must not be taken for their answer.
-    asked = of_value([engine.name, engine.version, dtype, method, pricing])[:8]
-    rows: list[tuple[tuple[Site, ...], list[tuple[str, float]]]] = []
-    with progress.stage("predicting options", len(network.blocks)) as advance:
-        for index in range(len(network.blocks)):
-            key = f"options/{asked}-{index:04d}.json"
-            if not journal.has(key):
-                here = decided.get(index, [])
-                journal.save(key, _predict_block(network, here, collected.block(index), engine, dtype, method, pricing))
-                release()
-            rows += zip(decided.get(index, []), journal.load(key), strict=True)
-            advance()
-    key = f"options/{asked}-outer.json"
+    question = Question(engine.name, engine.version, dtype, method, pricing)
+    shop = Workshop(network, journal, statistics=collected.journal)
+    tasks = [Predict(question, block) for block in range(len(network.blocks))]
+    with progress.stage("predicting options", len(tasks)) as advance:
+        workers.run(tasks, shop, advance)
     if OUTER in decided:
-        if not journal.has(key):
-            with progress.stage("pricing tables", len(decided[OUTER])) as advance:
-                journal.save(key, [_price(network, g, collected, engine, dtype, advance) for g in decided[OUTER]])
-        rows += zip(decided[OUTER], journal.load(key), strict=True)
+        tasks.append(Predict(question, OUTER))
+        with progress.stage("pricing tables", 1) as advance:
+            workers.run(tasks[-1:], shop, advance)
+    rows: list[tuple[tuple[Site, ...], list[tuple[str, float]]]] = []
+    for task in tasks:
+        rows += zip(decided.get(task.block, []), journal.load(task.piece), strict=True)
     return _table(network, rows, kept, engine, dtype)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What predictions hang on beside network and statistics.
+
+    Args:
+        engine: name of it.
+        version: of it.
+        dtype: of scales and of everything dense.
+        method: the quantizer, by name.
+        pricing: what turns expected changes into a damage, by name.
+    """
+
+    engine: str
+    version: str
+    dtype: str
+    method: str
+    pricing: str
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Predict the damage of every option of a block; what lies outside of all is measured.
+
+    Args:
+        question: what is asked of each of its groups.
+        block: its number, or OUTER.
+    """
+
+    question: Question
+    block: int
+    after: ClassVar[tuple[str, ...]] = ()
+    amount: ClassVar[float] = 1.0
+
+    @property
+    def piece(self) -> str:
+        """Label and damage of every option of every group."""
+        place = "outer" if self.block == OUTER else f"{self.block:04d}"
+        return f"options/{of_value(list(astuple(self.question)))[:8]}-{place}.json"
+
+    def carry_out(self, shop: Workshop, advance: Advance) -> None:
+        """Groups one after the other."""
+        asked, network, collected = self.question, shop.network, statistics_of(shop)
+        engine = find(asked.engine)
+        groups = _decide(network, engine, asked.dtype)[0].get(self.block, [])
+        if self.block == OUTER:
+            found = [_price(network, group, collected, engine, asked.dtype) for group in groups]
+        else:
+            statistics = collected.block(self.block)
+            found = _predict_block(network, groups, statistics, engine, asked.dtype, asked.method, asked.pricing)
+        shop.journal.save(self.piece, found)
+        release()
+        advance(self.amount)
 
 
 def outline(network: Network, engine: Engine, *, dtype: str) -> Table:
@@ -253,13 +305,12 @@ def _stored(network: Network, group: Sequence[Site], format: Format | None, engi
 
 
 def _price(
-    network: Network, group: Sequence[Site], collected: Collected, engine: Engine, dtype: str, advance: Advance
-) -> list[tuple[str, float]]:
+    network: Network, group: Sequence[Site], collected: Collected, engine: Engine, dtype: str
+) -> list[tuple[str, float]]:  # fmt: skip
     """Label and damage of every option of an embedding table, a head, or both where they are one tensor."""
     formats = _taken(tuple(group), engine, network, dtype)
     site = next((site for site in group if site.role == "embedding"), group[0])
     damages = prices(network, site, formats, collected.ids())
-    advance()
     return [(f"{METHOD} {format.label()}", damage) for format, damage in zip(formats, damages, strict=True)]
 
 

@@ -24,6 +24,7 @@ from pennyweight.flow.journal import Journal, open_run
 from pennyweight.flow.ladder import RUNGS
 from pennyweight.flow.load import load
 from pennyweight.flow.make_plan import Planner, check_files, usual_dtype
+from pennyweight.flow.memory import with_memory
 from pennyweight.flow.options import outline, predict_group, predictor, tabulate
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.rewrite import rewrite
@@ -56,6 +57,7 @@ class Prediction:
         factor: measured over predicted damage, after plain rounding.
         minutes: that `compress` would take on this machine, at its present load, without a search or recovery.
         peak_memory: bytes, of this process so far: `compress` goes through the same stages.
+        engine_memory: bytes the engine takes for the model, where that is limited.
     """
 
     plan: Plan
@@ -67,6 +69,7 @@ class Prediction:
     factor: float
     minutes: float
     peak_memory: int
+    engine_memory: int | None
 
 
 def predict(
@@ -82,7 +85,7 @@ def predict(
 
     Args:
         model: directory, GGUF file, or hub id with `allow_network`.
-        budget: a limit on size, bits, perplexity or KL.
+        budget: a limit on size, bits, memory, perplexity or KL.
         calibration: text; None for the one every Python carries.
         settings: as for `compress`; fewer windows are looked at.
         allow_network: whether a hub id may be downloaded.
@@ -92,7 +95,7 @@ def predict(
         InfeasibleBudget: no plan is within the budget; it names the nearest.
         PennyweightError: see `errors`.
     """
-    settings = settings or Settings()
+    (budget,), settings = with_memory([budget], settings or Settings())
     torch.set_num_threads(settings.threads)
     reference = network = load(model, allow_network=allow_network)
     settings = replace(settings, dtype=settings.dtype or usual_dtype(network))
@@ -139,7 +142,16 @@ def predict(
         plan=plan, bytes=planner.size(choice), bits=8 * plan.bytes / weights_of(network), kl=kl, low=kl / SPREAD,
         high=kl * SPREAD, factor=factor, minutes=seconds / 60,
         peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        engine_memory=_in_engine(planner, plan, settings),
     )  # fmt: skip
+
+
+def _in_engine(planner: Planner, plan: Plan, settings: Settings) -> int | None:
+    limit = next((limit for limit in planner.always if limit.of == "memory"), None)
+    if limit is None:
+        return None
+    chosen = [next(o for o in row if o.step == plan.steps.get(o.sites[0], o.step)) for row in planner.table.groups]
+    return round(limit.total(chosen) + settings.memory - limit.at_most)
 
 
 def _factor(

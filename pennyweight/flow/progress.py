@@ -39,11 +39,11 @@ class Progress:
         start = time.monotonic()
         try:
             if not self.show:
-                yield _ignore
+                yield quiet
             elif sys.stderr.isatty():
                 yield from self._bar(name, total)
             else:
-                yield _ignore
+                yield quiet
                 print(f"{name}: {time.monotonic() - start:.1f} s", file=sys.stderr)  # noqa: T201
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
@@ -67,7 +67,8 @@ class Progress:
             bars.update(task, completed=total)
 
 
-def _ignore(amount: float = 1, /) -> None:
+def quiet(amount: float = 1, /) -> None:
+    """Draw nothing."""
     del amount
 
 

@@ -35,6 +35,8 @@ class Settings:
         recovery: what is trained after every tensor is stored, by name, in this order.
         speed: how many times faster than dense the compressed layers must be; 1 for no such limit.
         latency: times of the engine on the machine it will run on; needed with `speed`.
+        memory: bytes that the engine may take for the model while it runs; 0 for no such limit.
+        context: tokens of prompt and answer that memory must do for; 0 for the usual number.
         threads: of the arithmetic; results are the same only for the same number.
     """
 
@@ -59,4 +61,6 @@ class Settings:
     recovery: tuple[str, ...] = ()
     speed: float = 1.0
     latency: Latency | None = None
+    memory: float = 0.0
+    context: int = 0
     threads: int = field(default_factory=torch.get_num_threads)

@@ -33,6 +33,7 @@ from pennyweight.flow.collect import Collected
 from pennyweight.flow.journal import Journal, open_run
 from pennyweight.flow.load import load
 from pennyweight.flow.make_plan import Planner, check_files, check_plan, usual_dtype
+from pennyweight.flow.memory import held
 from pennyweight.flow.options import tabulate, timed
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.recover import recover
@@ -116,6 +117,8 @@ def make_plan(
     share: float = PREDICTED_SHARE,
     latency: Latency | None = None,
     speed: float = 1.0,
+    memory: float = 0.0,
+    context: int = 0,
     progress: Progress = QUIET,
 ) -> Plan:
     """What each tensor becomes, from predictions alone; nothing is done yet.
@@ -133,6 +136,8 @@ def make_plan(
         share: of a perplexity budget to spend.
         latency: times of the engine, by shape and format.
         speed: how many times faster than dense the compressed layers must be by them.
+        memory: bytes that the engine may take for the model while it runs; 0 for no such limit.
+        context: tokens of prompt and answer that memory must do for; 0 for the usual number.
         progress: told about every block.
 
     Raises:
@@ -148,6 +153,10 @@ def make_plan(
     if latency is not None:
         table, limit = timed(table, network, latency, speed)
         always = (limit,)
+    if memory or budget.metric == "memory":
+        memory = memory or budget.at_most
+        table, limit = held(table, network, contract, dtype, at_most=memory, context=context)
+        always = (*always, limit)
     planner = Planner(
         network=network, table=table, engine=contract, dtype=dtype, seed=seed, allocation=allocation, always=always,
         beside=contract.files.beside(network, dtype),

@@ -145,6 +145,8 @@ def _command(record: Record) -> str:
     allowed = record.size_limit
     if allowed is not None and allowed.metric == "size":
         words += ["--fit", f"{allowed.at_most:.0f}B"]
+    elif allowed is not None and allowed.metric == "memory":
+        words += ["--memory", f"{allowed.at_most:.0f}B"]
     elif allowed is not None:
         words += ["--bits", f"{allowed.at_most:.12g}"]
     return shlex.join([*words, "--confidence", f"{record.claims[0].budget.confidence:.12g}"])

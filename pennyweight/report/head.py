@@ -127,6 +127,8 @@ def _asked(record: Record) -> str:
     allowed = record.size_limit
     if allowed is not None and allowed.metric == "size":
         asked.append(f"at most {size(allowed.at_most)} on disk")
+    elif allowed is not None and allowed.metric == "memory":
+        asked.append(f"at most {size(allowed.at_most)} in memory")
     elif allowed is not None:
         asked.append(f"at most {decimal(allowed.at_most)} bits per weight")
     sure = f", at {limit(record.certificate.confidence)} confidence" if record.limits else ""

@@ -116,6 +116,8 @@ def _measured(record: Record) -> str:
     if allowed is not None and allowed.metric == "size":
         fit = "fit" if summary.get("holds") is True else "do not fit"
         words = f"The files {fit}: {size(summary.get('bytes_after'))} of {size(allowed.at_most)} allowed."
+    elif allowed is not None and allowed.metric == "memory":
+        words = f"Planned for {size(allowed.at_most)} of memory in the engine, by prediction."
     elif allowed is not None:
         words = f"{decimal(summary.get('bits'))} bits per weight, {decimal(allowed.at_most)} allowed."
     claim = record.claims[0]

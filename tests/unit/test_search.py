@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,14 @@ from pennyweight.flow.apply import apply
 from pennyweight.flow.collect import Collected, collect
 from pennyweight.flow.journal import open_run
 from pennyweight.flow.options import tabulate
-from pennyweight.flow.search import evaluate
+from pennyweight.flow.progress import Advance
+from pennyweight.flow.search import passes
 from pennyweight.flow.search.bank import Bank
 from pennyweight.flow.search.evaluate import Evaluator
+from pennyweight.flow.search.passes import drawn
 from pennyweight.flow.search.study import Answer, open_study
 from pennyweight.flow.search.trim import trim
+from pennyweight.flow.working.task import HERE, Task, Workshop
 from pennyweight.formats import Grid
 from pennyweight.methods.allocation.greedy import hull
 from pennyweight.methods.search import Surrogate
@@ -165,10 +169,34 @@ def test_choices_tried_together_are_what_they_are_alone(bank: tuple[Bank, Collec
     with open_study(tmp_path / "other.sqlite", "world") as study:
         alone = Evaluator(made, windows, study)
         assert [alone.measure([choice], tokens=48, draw=2)[0] for choice in choices] == together
-        ids = alone._ids(48, 2)
+        ids = drawn(windows, 0, 48, 2)
     for choice, kl in zip(choices, together, strict=True):
         assert kl == pytest.approx(direct(made, choice, ids), rel=2e-3, abs=1e-7)
     del collected
+
+
+def test_choices_tried_by_several_are_what_they_are_together(bank: tuple[Bank, Collected], tmp_path: Path) -> None:
+    """Each task as bytes, to somebody who knows the journal and nothing else."""
+
+    class Others:
+        count = 3
+
+        def run(self, tasks: Sequence[Task], shop: Workshop, advance: Advance) -> None:
+            for task in reversed(tasks):
+                pickle.loads(pickle.dumps(task)).carry_out(Workshop(shop.network, shop.journal), advance)
+
+    made, _ = bank
+    windows, rng = random_windows(1, 16, seed=9), np.random.default_rng(1)
+    choices = list(dict.fromkeys(tuple(int(rng.integers(0, len(row))) for row in made.table) for _ in range(5)))
+    found = []
+    for workers in (HERE, Others()):
+        with open_study(tmp_path / f"{len(found)}.sqlite", "world") as study:
+            trials = Evaluator(made, windows, study, workers=workers)
+            found.append(trials.answers(choices, tokens=16))
+            assert trials.measured == len(choices)
+    assert found[0] == found[1]
+    assert all(answer.error == np.inf for answer in found[0]), "one window says nothing of itself"
+    assert not list(made.journal.directory.glob("trials/*"))
 
 
 def test_a_summary_is_below_the_whole_divergence_and_near_it() -> None:
@@ -177,7 +205,7 @@ def test_a_summary_is_below_the_whole_divergence_and_near_it() -> None:
     after = before + 0.3 * torch.randn(4, 5000, generator=generator)
     p, q = before.double().log_softmax(-1), after.double().log_softmax(-1)
     whole = (p.exp() * (p - q)).sum(-1)
-    summed = evaluate._Summary.of(before).divergence(after).double()
+    summed = passes._Summary.of(before).divergence(after).double()
     assert (summed <= whole + 1e-6).all()
     assert (summed >= 0.5 * whole).all()
 
@@ -204,8 +232,8 @@ def test_what_a_study_knows_is_not_measured_again(bank: tuple[Bank, Collected], 
 def test_fewer_tokens_are_the_first_of_more(bank: tuple[Bank, Collected], tmp_path: Path) -> None:
     with open_study(tmp_path / "study.sqlite", "world") as study:
         trials = Evaluator(bank[0], random_windows(8, 16), study)
-        assert torch.equal(trials._ids(128, 1)[:3], trials._ids(48, 1))
-        assert not torch.equal(trials._ids(48, 2), trials._ids(48, 1))
+        assert torch.equal(drawn(trials.windows, 0, 128, 1)[:3], drawn(trials.windows, 0, 48, 1))
+        assert not torch.equal(drawn(trials.windows, 0, 48, 2), drawn(trials.windows, 0, 48, 1))
         assert trials.most == 128
 
 

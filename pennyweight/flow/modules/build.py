@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pennyweight.budget import Measurement
 from pennyweight.export.contracts import Grids
 from pennyweight.export.engines import Engine
+from pennyweight.export.memory import Memory
 from pennyweight.flow import artifact
 from pennyweight.flow.apply import Row, carry_out, squares
 from pennyweight.flow.certifying.claims import Asked
@@ -35,6 +36,7 @@ IN_MEMORY = Engine(
     reads=Grids(bits=frozenset(range(2, 9)), asymmetric_bits=frozenset(range(2, 9)), group_sizes=None),
     dtypes=frozenset({"float16", "bfloat16"}),
     roles=frozenset({"linear", "transposed", "conv", "experts", "matrix", "head", "embedding"}),
+    memory=Memory(weights="stored", unpacking=4.0),
     snippet="module = pennyweight.load_compressed(module, '{path}')",
 )  # fmt: skip
 PROBES = 6  # candidates tried before the ladder: what a share of the outputs' size does to a metric is unknown at first

@@ -10,16 +10,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pennyweight.flow.apply import compress_group, rows_of
+from pennyweight.flow.apply import CompressGroup, compress_groups, rows_of
 from pennyweight.flow.collect import Collected
 from pennyweight.flow.journal import Journal
 from pennyweight.flow.progress import QUIET, Progress
+from pennyweight.flow.working.task import HERE, Workers, Workshop
 from pennyweight.formats import Compressed, Dense, Part
 from pennyweight.network.network import Network, Site
-from pennyweight.numerics.memory import release
 from pennyweight.plan import Option
 from pennyweight.problem import Table
-from pennyweight.statistics import Statistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,26 +37,23 @@ class Bank:
     journal: Journal
     seed: int
 
-    def fill(self, collected: Collected, *, progress: Progress = QUIET) -> None:
+    def fill(self, collected: Collected, *, progress: Progress = QUIET, workers: Workers = HERE) -> None:
         """Carry out what is not in the journal yet, a block at a time.
 
         Args:
             collected: gram matrices of the edges the sites read.
             progress: told about every option.
+            workers: who carries it out.
         """
-        count = sum(len(options) for options in self.table)
-        with progress.stage("carrying out every option", count) as advance:
-            for index in (*range(len(self.network.blocks)), None):
-                statistics: dict[str, Statistics] | None = None
-                for group in self.groups_of(index):
-                    for option in self.table[group]:
-                        for members in self._together(option):
-                            _, statistics = compress_group(
-                                index, members, option.step, self.network, collected, self.journal, self.seed,
-                                statistics,
-                            )  # fmt: skip
-                        advance()
-                release()
+        tasks = [
+            CompressGroup.of(members, option.step, self.seed)
+            for block in (*range(len(self.network.blocks)), None)
+            for group in self.groups_of(block)
+            for option in self.table[group]
+            for members in self._together(option)
+        ]
+        with progress.stage("carrying out every option", len(tasks)) as advance:
+            compress_groups(tasks, Workshop(self.network, self.journal, statistics=collected.journal), workers, advance)
 
     def groups_of(self, block: int | None) -> list[int]:
         """Groups whose sites live in a block, or outside of all."""
@@ -71,9 +67,7 @@ class Bank:
     def _weights(self, option: Option) -> Iterator[tuple[str, Tensor]]:
         format = option.step.stages[0].format
         for members in self._together(option):
-            key, _ = compress_group(
-                members[0].block, members, option.step, self.network, None, self.journal, self.seed, None
-            )
+            key = CompressGroup.of(members, option.step, self.seed).piece
             places, rows = rows_of(members, self.network)
             whole = Compressed(
                 (Part(format, self.journal.load_tensors(key)),), (rows, members[0].shape[1])

@@ -1,35 +1,26 @@
-"""Try choices end to end: KL(reference || compressed) on a few tokens, with everything shared that can be.
-
-Choices go through the network together, block by block: those that agree on all blocks so far share one state, and
-every option's weights are unpacked once for all. Of the reference's distribution the most likely tokens are kept, and
-all others as one: the KL between such summaries is at most the whole one and near it, for a hundredth of the memory.
-"""
+"""Try choices end to end: what a study knows is looked up, the rest is measured by whoever carries tasks out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from pennyweight.corpus import Windows
 from pennyweight.errors import InvalidMeasurement
 from pennyweight.flow.artifact import code_hash
+from pennyweight.flow.progress import Advance, quiet
 from pennyweight.flow.search.bank import Bank
+from pennyweight.flow.search.passes import Passes
 from pennyweight.flow.search.study import Answer, Study
 from pennyweight.flow.versions import versions
-from pennyweight.network.running.stream import CHUNK_TOKENS, Stream
+from pennyweight.flow.working.task import HERE, Workers, Workshop
 from pennyweight.numerics.hashing import of_value
-from pennyweight.numerics.memory import release
-from pennyweight.numerics.random import permutation
-from pennyweight.plan import Option
-from pennyweight.problem import Choice, options_of
+from pennyweight.problem import Choice, Table, options_of
 
-KEPT = 512  # likeliest tokens of the reference; EvoPress finds no difference to all of them
-ROWS = 256  # positions whose logits are in memory at once
 STATES = 2**30  # bytes of hidden states at once; more choices go through in several passes
 
 
@@ -62,6 +53,7 @@ class Evaluator:
         study: answers of earlier runs.
         seed: of the draws.
         stop: asked before every measurement; raises EnoughError where it says yes.
+        workers: who measures.
         asked: every answer given, by tokens and draw and then by choice, whether the study knew it or not.
         measured: choices that the study did not know.
     """
@@ -71,14 +63,12 @@ class Evaluator:
     study: Study
     seed: int = 0
     stop: Callable[[], bool] | None = None
+    workers: Workers = HERE
     asked: dict[tuple[int, int], dict[Choice, Answer]] = field(default_factory=dict)
     measured: int = 0
-    _reference: dict[tuple[int, int], list[_Summary]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self._stream = Stream(self.bank.network)
-        self._outer = self.bank.groups_of(None)
-        self._groups = [self.bank.groups_of(index) for index in range(len(self.bank.network.blocks))]
+        self._shop = Workshop(self.bank.network, self.bank.journal)
 
     @property
     def most(self) -> int:
@@ -97,19 +87,11 @@ class Evaluator:
             if known is not None:
                 found[choice] = known
         missing = [choice for choice in dict.fromkeys(choices) if choice not in found]
-        ids = self._ids(tokens, draw)
-        at_once = max(1, STATES // (8 * ids.numel() * self._hidden_size))
+        at_once = max(1, STATES // (8 * self.counted(tokens) * self._hidden_size)) * self.workers.count
         for start in range(0, len(missing), at_once):
             if self.stop is not None and self.stop():
                 raise EnoughError
-            part = missing[start : start + at_once]
-            for choice, answer in zip(part, self._divergences(part, ids, tokens, draw), strict=True):
-                if not math.isfinite(answer.kl):
-                    raise InvalidMeasurement(
-                        "a choice gives a KL that is no number",
-                        expected="finite logits",
-                        site=str(self._labels(choice)[:3]),
-                    )
+            for choice, answer in self._tried(missing[start : start + at_once], tokens, draw):
                 self.study.put(self._labels(choice), tokens, draw, answer)
                 found[choice] = answer
         self.measured += len(missing)
@@ -118,7 +100,25 @@ class Evaluator:
 
     def counted(self, tokens: int) -> int:
         """Tokens that are really looked at where so many are asked for: whole windows, as many as there are."""
-        return int(self._ids(tokens, 0).numel())
+        count, length = self.windows.ids.shape
+        return length * max(1, min(count, tokens // length))
+
+    def _tried(self, choices: Sequence[Choice], tokens: int, draw: int) -> list[tuple[Choice, Answer]]:
+        step = -(-len(choices) // self.workers.count)
+        tasks = [
+            Try(
+                self.study.world, self.bank.table, self.bank.seed, self.windows, self.seed,
+                tuple(choices[start : start + step]), tokens, draw,
+            )
+            for start in range(0, len(choices), step)
+        ]  # fmt: skip
+        self.workers.run(tasks, self._shop, quiet)
+        found = []
+        for task in tasks:
+            for choice, (kl, error) in zip(task.choices, self.bank.journal.load(task.piece), strict=True):
+                found.append((choice, Answer(kl, math.inf if error is None else error)))
+            self.bank.journal.drop(task.piece)
+        return found
 
     def _labels(self, choice: Choice) -> list[str]:
         return [option.step.label() for option in options_of(self.bank.table, choice)]
@@ -127,116 +127,54 @@ class Evaluator:
     def _hidden_size(self) -> int:
         return max(edge.size for edge in self.bank.network.edges.values())
 
-    def _ids(self, tokens: int, draw: int) -> Tensor:
-        count, length = self.windows.ids.shape
-        order = permutation(count, self.seed, "search", str(draw))
-        return self.windows.ids[torch.from_numpy(order[: max(1, min(count, tokens // length))])]
-
-    @torch.no_grad()
-    def _divergences(self, choices: Sequence[Choice], ids: Tensor, tokens: int, draw: int) -> list[Answer]:
-        """Choices that agree on what lies outside the blocks go through together."""
-        if (tokens, draw) not in self._reference:
-            (states,) = self._states([None], ids)
-            self._reference = {(tokens, draw): self._summaries(states)}
-        summaries = self._reference[tokens, draw]
-        found: dict[Choice, Answer] = {}
-        for outer in sorted({tuple(choice[group] for group in self._outer) for choice in choices}):
-            mine = [choice for choice in choices if tuple(choice[group] for group in self._outer) == outer]
-            with self._outside(outer):
-                states_of = self._states(mine, ids)
-                with self._stream.end() as finish:
-                    for choice, states in zip(mine, states_of, strict=True):
-                        parts = zip(summaries, _rows(states), strict=True)
-                        each = torch.cat([summary.divergence(finish(part)).double() for summary, part in parts])
-                        windows = each.view(ids.shape).mean(1)
-                        error = float(windows.std()) / len(windows) ** 0.5 if len(windows) > 1 else float("inf")
-                        found[choice] = Answer(float(windows.mean()), error)
-        return [found[choice] for choice in choices]
-
-    def _states(self, choices: Sequence[Choice | None], ids: Tensor) -> list[list[Tensor]]:
-        """Last hidden states of every choice, with what lies outside the blocks as it is now; None is the reference."""
-        with self._stream.beginning() as begin:
-            start = [begin(chunk) for chunk in torch.split(ids, max(1, CHUNK_TOKENS // ids.shape[1]))]
-        release()
-        return self._run(choices, start)
-
-    @contextmanager
-    def _outside(self, outer: tuple[int, ...]) -> Iterator[None]:
-        """Embedding and head as some options store them."""
-        network, changed = self.bank.network, dict[str, Tensor]()
-        for group, option in zip(self._outer, outer, strict=True):
-            weights = self.bank.weights(self.bank.table[group][option])
-            changed |= {network.stored_name(name): weight for name, weight in weights.items()}
-        source = network.source
-        self._stream.read = lambda name: changed[name] if name in changed else source.read(name)
-        try:
-            yield
-        finally:
-            self._stream.read = None
-
-    def _run(self, choices: Sequence[Choice | None], start: list[Tensor]) -> list[list[Tensor]]:
-        """Last hidden states of every choice; None stands for the reference."""
-        states: list[list[Tensor]] = [start]
-        where = [0] * len(choices)  # which of the states each choice has come to
-        for index in range(len(self._groups)):
-            paths = [
-                (place, () if choice is None else tuple(choice[group] for group in self._groups[index]))
-                for place, choice in zip(where, choices, strict=True)
-            ]
-            distinct = sorted(set(paths))
-            last = {place: number for number, (place, _) in enumerate(distinct)}
-            after: list[list[Tensor]] = []
-            unpacked: dict[tuple[int, int], dict[str, Tensor]] = {}
-            with self._stream.block(index):
-                for number, (place, local) in enumerate(distinct):
-                    weights: dict[str, Tensor] = {}
-                    for group, option in zip(self._groups[index], local, strict=False):
-                        if (group, option) not in unpacked:
-                            chosen: Option = self.bank.table[group][option]
-                            unpacked[group, option] = dict(self.bank.weights(chosen))
-                        weights |= unpacked[group, option]
-                    after.append([self._stream.replaced(index, hidden, weights) for hidden in states[place]])
-                    if last[place] == number:
-                        states[place] = []
-            where, states = [distinct.index(path) for path in paths], after
-        return [states[place] for place in where]
-
-    def _summaries(self, states: list[Tensor]) -> list[_Summary]:
-        with self._stream.end() as finish:
-            return [_Summary.of(finish(part)) for part in _rows(states)]
-
 
 @dataclass(frozen=True, eq=False)
-class _Summary:
-    """A distribution over tokens: the likeliest ones, and the rest as one where there is a rest.
+class Try:
+    """Measure some choices.
 
     Args:
-        tokens: `[positions, kept]`.
-        log: their log-probabilities, and last that of all others together, `[positions, kept + 1]`.
+        world: of the study.
+        table: options of every group, all of them carried out.
+        methods_seed: that they were carried out with.
+        windows: text.
+        seed: of the draws.
+        choices: of the table.
+        tokens: asked for.
+        draw: number of the order of the windows.
     """
 
-    tokens: Tensor
-    log: Tensor
+    world: str
+    table: Table
+    methods_seed: int
+    windows: Windows
+    seed: int
+    choices: tuple[Choice, ...]
+    tokens: int
+    draw: int
+    after: ClassVar[tuple[str, ...]] = ()
 
-    @classmethod
-    def of(cls, logits: Tensor) -> _Summary:
-        log = logits.float().log_softmax(-1)
-        top = log.topk(min(KEPT, log.shape[-1]), dim=-1)
-        return cls(top.indices, _with_rest(top.values, log.shape[-1]))
+    @property
+    def piece(self) -> str:
+        """KL of every choice and its standard error, where there is one."""
+        return f"trials/{of_value([self.world, self.seed, self.tokens, self.draw, self.choices])[:16]}.json"
 
-    def divergence(self, logits: Tensor) -> Tensor:
-        """KL(this || softmax(logits)) of every position, both summed up in the same way."""
-        logits = logits.float()
-        log = logits.gather(-1, self.tokens) - logits.logsumexp(-1, keepdim=True)
-        return (self.log.exp() * (self.log - _with_rest(log, logits.shape[-1]))).sum(-1)
+    @property
+    def amount(self) -> float:
+        """Choices."""
+        return len(self.choices)
 
+    def carry_out(self, shop: Workshop, advance: Advance) -> None:
+        """All of them together."""
+        passes = shop.kept("passes", (self.world, self.seed), lambda: self._passes(shop))
+        answers = passes.divergences(self.choices, self.tokens, self.draw)
+        for choice, answer in zip(self.choices, answers, strict=True):
+            if not math.isfinite(answer.kl):
+                raise InvalidMeasurement(
+                    "a choice gives a KL that is no number", expected="finite logits",
+                    site=str([option.step.label() for option in options_of(self.table, choice)][:3]),
+                )  # fmt: skip
+        shop.journal.save(self.piece, [[a.kl, a.error if math.isfinite(a.error) else None] for a in answers])
+        advance(self.amount)
 
-def _with_rest(log: Tensor, vocabulary: int) -> Tensor:
-    if log.shape[-1] == vocabulary:
-        return log
-    rest = (1 - log.exp().double().sum(-1, keepdim=True)).clamp(min=1e-12).log().float()
-    return torch.cat([log, rest], -1)
-
-
-def _rows(states: list[Tensor]) -> list[Tensor]:
-    return [part for state in states for part in torch.split(state.flatten(0, 1), ROWS)]
+    def _passes(self, shop: Workshop) -> Passes:
+        return Passes(Bank(shop.network, self.table, shop.journal, self.methods_seed), self.windows, self.seed)

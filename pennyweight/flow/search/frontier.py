@@ -31,6 +31,8 @@ from pennyweight.flow.search.study import open_study
 from pennyweight.flow.settings import Settings
 from pennyweight.flow.text import Texts, texts
 from pennyweight.flow.versions import versions
+from pennyweight.flow.working.pool import Pool, workers_of
+from pennyweight.flow.working.task import Workers
 from pennyweight.network.network import Network
 from pennyweight.numerics.hashing import canonical, of_value
 from pennyweight.plan import Option, Plan
@@ -97,6 +99,7 @@ def frontier(
     study: str | Path | None = None,
     allow_network: bool = False,
     progress: Progress = QUIET,
+    workers: Pool | None = None,
 ) -> Frontier:
     """Measure plans of many sizes, from the smallest one to where nothing is lost any more.
 
@@ -112,6 +115,7 @@ def frontier(
         study: file that remembers what was measured; None for one beside `out`.
         allow_network: whether a hub id may be downloaded.
         progress: told about every stage.
+        workers: processes that share the work, with the same bytes.
 
     Raises:
         PennyweightError: see `errors`.
@@ -142,13 +146,15 @@ def frontier(
             reference, settings.rewrites, calibration=words.calibration, seed=settings.seed, journal=journal,
             progress=progress,
         )  # fmt: skip
+        shared = workers_of(workers, reference, network, journal, settings)
         collected = collect(
             network, words.calibration, journal, fisher_windows=settings.fisher_windows, seed=settings.seed,
-            progress=progress,
+            progress=progress, workers=shared,
         )  # fmt: skip
-        planner = _planner(reference, network, collected, settings, journal, progress)
+        planner = _planner(reference, network, collected, settings, journal, progress, shared)
         path = out.parent / f"{out.name}.study.sqlite" if study is None else Path(study)
-        measured = _measured(planner, spread(planner, points), collected, words, tokens, journal, path, progress)
+        choices = spread(planner, points)
+        measured = _measured(planner, choices, collected, words, tokens, journal, path, progress, shared)
         found = Frontier(
             out=out, model=reference.source.path.name, engine=settings.engine, text=words.selection.source,
             tokens=min(len(words.selection), max(1, tokens // settings.length)) * words.selection.ids.shape[1],
@@ -181,19 +187,20 @@ def spread(planner: Planner, points: int) -> list[tuple[Option, ...]]:
 
 
 def _planner(
-    reference: Network, network: Network, collected: Collected, settings: Settings, journal: Journal, progress: Progress
-) -> Planner:
+    reference: Network, network: Network, collected: Collected, settings: Settings, journal: Journal,
+    progress: Progress, workers: Workers,
+) -> Planner:  # fmt: skip
     assert settings.dtype is not None
     table = tabulate(
         network, collected, find(settings.engine), journal, dtype=settings.dtype, method=settings.method,
-        pricing=settings.pricing, progress=progress,
+        pricing=settings.pricing, progress=progress, workers=workers,
     )  # fmt: skip
     return planner_of(network, settings, table, model=reference)
 
 
 def _measured(
     planner: Planner, choices: Sequence[Sequence[Option]], collected: Collected, words: Texts, tokens: int,
-    journal: Journal, study: Path, progress: Progress,
+    journal: Journal, study: Path, progress: Progress, workers: Workers,
 ) -> list[tuple[Point, Plan]]:  # fmt: skip
     """Only options that some choice takes are carried out."""
     used = tuple(
@@ -201,16 +208,20 @@ def _measured(
         for g, row in enumerate(planner.table.groups)
     )
     bank = Bank(planner.network, used, journal, planner.seed)
-    bank.fill(collected, progress=progress)
+    bank.fill(collected, progress=progress, workers=workers)
     weights, found = weights_of(planner.network), list[tuple[Point, Plan]]()
     with (
         open_study(study, world_of(bank, words.selection, collected.fingerprint)) as remembered,
         progress.stage("measuring plans", len(choices)) as advance,
     ):
-        trials = Evaluator(bank, words.selection, remembered, seed=planner.seed)
+        trials = Evaluator(bank, words.selection, remembered, seed=planner.seed, workers=workers)
         places: list[Choice] = [choice_of(used, choice) for choice in choices]
-        for number, (choice, place) in enumerate(zip(choices, places, strict=True)):
-            (answer,) = trials.answers([place], tokens=tokens)
+        answers = (
+            answer
+            for start in range(0, len(places), workers.count)
+            for answer in trials.answers(places[start : start + workers.count], tokens=tokens)
+        )
+        for number, (choice, answer) in enumerate(zip(choices, answers, strict=True)):
             plan = planner.plan(choice)
             windows = trials.counted(tokens) // words.selection.ids.shape[1]
             quantile = float(student.ppf((1 + CONFIDENCE) / 2, windows - 1)) if windows > 1 else float("inf")

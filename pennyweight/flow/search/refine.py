@@ -26,6 +26,7 @@ from pennyweight.flow.search.bank import Bank
 from pennyweight.flow.search.evaluate import EnoughError, Evaluator, world_of
 from pennyweight.flow.search.study import open_study
 from pennyweight.flow.search.trim import trim
+from pennyweight.flow.working.task import HERE, Workers
 from pennyweight.methods.search import Surrogate
 from pennyweight.network.network import Network
 from pennyweight.plan import Option
@@ -66,6 +67,7 @@ class Search:
         seed: of the run.
         study: SQLite file that remembers; None for one in the journal.
         progress: told about every round.
+        workers: who carries options out and measures choices.
     """
 
     network: Network
@@ -77,6 +79,7 @@ class Search:
     seed: int
     study: Path | None = None
     progress: Progress = QUIET
+    workers: Workers = HERE
 
     def refine(self, table: Table, limits: Sequence[Limit]) -> Refined:
         """Search the best choice within limits; one on damage is turned into one on bytes by prediction.
@@ -90,11 +93,11 @@ class Search:
         problem = Problem.of(size, *(limit for limit in limits if limit.of not in ("bytes", "damage")))
         few = trim(table.groups, problem, chosen, reach=REACH)
         bank = Bank(self.network, few, self.journal, self.seed)
-        bank.fill(self.collected, progress=self.progress)
+        bank.fill(self.collected, progress=self.progress, workers=self.workers)
         world = world_of(bank, self.windows, self.collected.fingerprint)
         path = self.study or self.journal.directory / "study.sqlite"
         with open_study(path, world) as study:
-            trials = Evaluator(bank, self.windows, study, seed=self.seed)
+            trials = Evaluator(bank, self.windows, study, seed=self.seed, workers=self.workers)
             found, asked = self._searched(trials, few, problem, solver)
             best = found[-1] if found else choice_of(few, chosen)
             (kl,) = trials.measure([best], tokens=trials.most)
