@@ -5,7 +5,8 @@ documentation does not say (`benchmarks/results/linear_kernels.json`, one core w
 
 - Both take bfloat16, float16 and float32, and are quick in bfloat16 alone: there they read a 4096 x 4096 weight for one
   token in a third of the time of a dense product. In float32 they are loops without vectors, 2 to 15 times slower
-  than dense for one token, and more for many. So they are asked in bfloat16 only; in float32 codes become numbers at every call.
+  than dense for one token, and more for many. So they are asked in bfloat16 only; in float32 codes become numbers at
+  every call.
 - Every further token costs them as much again. From some number of tokens on (`FOUR_UNTIL`, `EIGHT_UNTIL`), codes
   become numbers a few rows at a time, and the usual product takes over.
 - The four-bit kernel takes outputs in sixteens and groups of 32, 64, 128 or 256. The eight-bit one gives wrong numbers
