@@ -21,10 +21,7 @@ from pennyweight.flow.progress import Progress
 from pennyweight.formats import Compressed, Format
 from pennyweight.network.network import Network, Site
 
-FILES = (
-    ("transformers", "int4 g64 sym bfloat16"), ("transformers", "int8 row sym bfloat16"), ("llama.cpp", "q4_0"),
-    ("llama.cpp", "q8_0"),
-)  # fmt: skip
+FILES = (("transformers", "int4 g64 sym bfloat16"), ("llama.cpp", "q4_0"))
 
 
 def main() -> None:

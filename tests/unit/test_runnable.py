@@ -62,6 +62,23 @@ MIXED = {
 }  # fmt: skip
 
 
+FLOATS = {
+    "q_proj": "fp8 e4m3 row bfloat16", "v_proj": "fp8 e4m3 b16 bfloat16", "up_proj": "mxfp4", "down_proj": "nvfp4",
+}  # fmt: skip
+
+
+def test_numbers_that_are_not_even_are_decoded_as_they_are_read(llama_directory: Path, stored: Write) -> None:
+    network = stored(llama_directory, "compressed-tensors", FLOATS)
+    found = runnable(network, torch.float32)
+    rows = {row.site.rpartition(".")[2]: row for row in found.ledger}
+    for name in FLOATS:
+        assert rows[name].held == "decoded at every call"
+        assert "not evenly spaced" in rows[name].reason
+        assert rows[name].bytes < 0.45 * 4 * 64 * (32 if name == "v_proj" else 64 if name == "q_proj" else 128)
+    exact = logits(network, torch.float32, dense=True)
+    torch.testing.assert_close(logits(network, torch.float32, dense=False), exact, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_it_computes_what_the_numbers_give(family: str, directory_of: Callable[[str], Path], stored: Write) -> None:
     network = stored(directory_of(family), "compressed-tensors", MIXED)

@@ -25,6 +25,7 @@ from pennyweight.numerics.memory import release
 from pennyweight.numerics.products import Weight, held
 
 DTYPES = ("bfloat16", "float16", "float32")
+PLAIN = (*DTYPES, "float64")  # as a tensor is stored that holds no codes
 KERNELS = {"FourBits": "four-bit codes", "EightBits": "eight-bit codes"}
 
 
@@ -95,7 +96,7 @@ def runnable(
             size, how = weight.bytes, KERNELS.get(type(weight).__name__, "decoded at every call")
         else:
             size, how = site_bytes(sites[0], dtype), f"dense {str(dtype).removeprefix('torch.')}"
-        plain = info.dtype in DTYPES and not dense
+        plain = info.dtype in PLAIN and not dense
         rows.append(Row(site=sites[0].name, stored=info.dtype, held=how, bytes=size, reason="" if plain else reason))
         release()
 
@@ -126,7 +127,7 @@ def _by_tensor(network: Network) -> dict[str, list[Site]]:
 def _weight(network: Network, model: nn.Module, sites: list[Site], dtype: torch.dtype) -> tuple[Weight | None, str]:
     """What all sites of one stored tensor are to read; None and why where it must be dense."""
     stored = network.stored_name(sites[0].parameter)
-    if network.source.tensors[stored].dtype in DTYPES:
+    if network.source.tensors[stored].dtype in PLAIN:
         return None, ""
     for site in sites:
         module = model.get_submodule(site.name)
