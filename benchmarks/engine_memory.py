@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def main() -> None:
                 found = child(path, context)
                 kept = cached(network, context)
                 unpacking = memory.working(network, DTYPE, 1, 0)
-                reading = memory.working(network, DTYPE, context, kept)
+                reading = replace(memory, unpacking=0.0).working(network, DTYPE, context, kept)
                 rows.append({"stored": name, "context": context, **found, "counted_reading": reading})
                 print(
                     f"{name:<13} {context:>5} tokens: {found}, counted {reading / 1e6:.1f} MB for reading", flush=True
