@@ -43,6 +43,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/certification_simulation.py
 	$(BIN)/python benchmarks/null_compress.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/engine_memory.py
 	$(BIN)/python benchmarks/hadamard.py
 	$(BIN)/python benchmarks/pre_rms_norm.py
 	$(BIN)/python benchmarks/shared_prefix.py
