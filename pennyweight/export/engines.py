@@ -21,6 +21,7 @@ from pennyweight.formats import (
     NVFP4,
     Dense,
     Format,
+    Grid,
     KQuant,
     Legacy,
     Microscaling,
@@ -253,4 +254,35 @@ llama-cli -m "{path}/model.gguf" -p "Once upon a time"
     modules=("llama_cpp",),
 )
 
-ENGINES = (TRANSFORMERS, VLLM, LLAMA_CPP)
+BLOCKS = frozenset({16, 32, 64, 128, 256})  # MatMulNBits: a power of two, at least 16
+
+ONNXRUNTIME = Engine(
+    name="onnxruntime",
+    file_format="onnx",
+    checked_with={"onnxruntime": "1.31.1"},
+    evidence="loaded",
+    # Other widths are in the operator's definition; the CPU kernels refuse them.
+    reads=Grids(
+        bits=frozenset({2, 4, 8}), asymmetric_bits=frozenset({2, 4, 8}), group_sizes=BLOCKS, rows=False
+    ),
+    dtypes=frozenset({"float16", "bfloat16", "float32"}),
+    roles=frozenset({"linear", "embedding", "head"}),
+    # Each is priced by running the network, so there are few; their scales have a type of their own.
+    tables=tuple(
+        Grid(bits=bits, group_size=size, symmetric=bits > 4) for bits in (4, 8) for size in (32, 64)
+    ),
+    notes=(
+        "the program computes in float32, whatever type the file stores: no CPU computes in float16",
+    ),
+    snippet="""\
+# pip install onnxruntime
+import onnxruntime
+
+session = onnxruntime.InferenceSession("{path}/model.onnx")
+# inputs and outputs are those of optimum: optimum.onnxruntime.ORTModelForCausalLM.from_pretrained("{path}")
+""",
+    probe="onnxruntime.py",
+    modules=("onnxruntime",),
+)
+
+ENGINES = (TRANSFORMERS, VLLM, LLAMA_CPP, ONNXRUNTIME)
