@@ -54,12 +54,14 @@ class Grids:
         asymmetric_bits: code widths with stored zero points; empty when it loads none.
         group_sizes: inputs that may share a scale; None for any number that divides the inputs.
         rows: whether it reads one scale for a whole row.
+        offered: code widths on the menu; None for all.
     """
 
     bits: frozenset[int]
     asymmetric_bits: frozenset[int]
     group_sizes: frozenset[int] | None
     rows: bool = True
+    offered: frozenset[int] | None = None
 
     @property
     def kinds(self) -> tuple[type[Format], ...]:
@@ -87,9 +89,12 @@ class Grids:
         return None
 
     def menu(self, columns: Sequence[int], dtype: str) -> tuple[Grid, ...]:
-        """Of `grids`, those of widths it reads."""
-        offered = grids(columns, dtype) if self.rows else in_groups(columns, dtype, self.group_sizes or frozenset())
-        return tuple(g for g in offered if g.bits in (self.bits if g.symmetric else self.asymmetric_bits))
+        """Of `grids`, those of widths it reads and does well."""
+        found = grids(columns, dtype) if self.rows else in_groups(columns, dtype, self.group_sizes or frozenset())
+        widths = {True: self.bits, False: self.asymmetric_bits}
+        return tuple(
+            g for g in found if g.bits in widths[g.symmetric] and (self.offered is None or g.bits in self.offered)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

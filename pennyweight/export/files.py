@@ -94,7 +94,10 @@ class Files(Protocol):
         ...
 
 
-FILES: Mapping[str, Files] = {files.name: files for files in (CompressedTensorsFiles(), GGUFFiles(), OnnxFiles())}
+FILES: Mapping[str, Files] = {
+    files.name: files
+    for files in (CompressedTensorsFiles(), GGUFFiles(), OnnxFiles(), OnnxFiles(name="onnx-int8", level=4))
+}
 
 
 def files_of(file_format: str) -> Files:

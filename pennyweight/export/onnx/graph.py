@@ -70,7 +70,7 @@ def assembled(
     building.finish()
     if not any(opset.domain == DOMAIN for opset in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
-    return model.SerializeToString(deterministic=True)
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 class _Building:
@@ -116,8 +116,13 @@ class _Building:
                 self._store(codes, table, packed)
                 self.instead[node.output[0]] = [
                     _node(
-                        "GatherBlockQuantized", [table, node.input[1], wide, *zeros], node.output[0], domain=DOMAIN,
-                        gather_axis=0, quantize_axis=1, **numbers,
+                        "GatherBlockQuantized",
+                        [table, node.input[1], wide, *zeros],
+                        node.output[0],
+                        domain=DOMAIN,
+                        gather_axis=0,
+                        quantize_axis=1,
+                        **numbers,
                     )  # fmt: skip
                 ]
                 continue
@@ -126,8 +131,14 @@ class _Building:
             for product in self.users[node.output[0]]:
                 self.instead[product.output[0]] = [
                     _node(
-                        "MatMulNBits", [product.input[0], codes.name, wide, *zeros], product.output[0], domain=DOMAIN,
-                        K=columns, N=rows, accuracy_level=self.level, **numbers,
+                        "MatMulNBits",
+                        [product.input[0], codes.name, wide, *zeros],
+                        product.output[0],
+                        domain=DOMAIN,
+                        K=columns,
+                        N=rows,
+                        accuracy_level=self.level,
+                        **numbers,
                     )  # fmt: skip
                 ]
 
@@ -169,12 +180,12 @@ def _users(model: ModelProto) -> dict[str, list[NodeProto]]:
 
 
 def _multiplies(node: NodeProto, weight: str) -> bool:
-    return node.op_type == "MatMul" and node.input[1] == weight and node.input[0] != weight
+    return bool(node.op_type == "MatMul" and node.input[1] == weight and node.input[0] != weight)
 
 
 def _gathers(node: NodeProto, table: str) -> bool:
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
-    return node.op_type == "Gather" and node.input[0] == table and axis == 0
+    return bool(node.op_type == "Gather" and node.input[0] == table and axis == 0)
 
 
 def _node(kind: str, inputs: Sequence[str], output: str, *, domain: str = "", **attributes: Any) -> NodeProto:

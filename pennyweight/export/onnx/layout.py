@@ -124,11 +124,13 @@ def items_of(network: Network, formats: Mapping[str, Format], dtype: str, used: 
     source, chosen = network.source, chosen_of(network, formats)
     wanted = set(used.values())
     order = [name for name in dict.fromkeys(used.values()) if name in source.tensors]
-    return [_item(source.tensors[name], network, chosen, dtype, wanted) for name in dict.fromkeys([*order, *source.tensors])]
+    return [
+        _item(source.tensors[name], network, chosen, dtype, wanted) for name in dict.fromkeys([*order, *source.tensors])
+    ]
 
 
 def chosen_of(network: Network, formats: Mapping[str, Format]) -> dict[str, tuple[Site, Format]]:
-    """Site and format by the name of the stored tensor.
+    """Site and format by the name of the stored tensor, of those that do not stay dense.
 
     Raises:
         InvalidFormat: no such site, or two formats for one tensor.
@@ -144,7 +146,7 @@ def chosen_of(network: Network, formats: Mapping[str, Format]) -> dict[str, tupl
                 f"{format.label()}, and {before.label()} for the same tensor", expected="one format for one tensor",
                 mend="give both sites one step", site=name,
             )  # fmt: skip
-    return chosen
+    return {stored: pair for stored, pair in chosen.items() if not isinstance(pair[1], Dense)}
 
 
 def _item(

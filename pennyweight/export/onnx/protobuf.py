@@ -128,9 +128,10 @@ def _stored(tensor: Any, dtype: torch.dtype | None, path: Path) -> Stored:
 
 def _beside(path: Path, location: str, tensor: str) -> Path:
     """The file of external data, which must lie in the directory of the .onnx file, or below it."""
-    root, file = path.parent.resolve(), (path.parent / location).resolve()
-    if not location or "\0" in location or Path(location).is_absolute() or root not in file.parents:
+    climbs = Path(location).is_absolute() or ".." in Path(location).parts
+    if location in ("", ".") or "\0" in location or climbs:
         raise _corrupt(f"{tensor} is said to lie in {location!r}", "a file beside the .onnx file", path)
+    file = path.parent / location
     if not file.is_file():
         raise MissingFile(
             f"its weights are in {location}, which is not there", expected="that file beside the .onnx file",

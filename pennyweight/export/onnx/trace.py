@@ -29,7 +29,11 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 OPSET = 23  # the first with Attention, RMSNormalization and RotaryEmbedding
-BATCH, LENGTH, PAST = 2, 5, 7  # of the pass that is followed; unlike each other and unlike one, so that none is a constant
+BATCH, LENGTH, PAST = (
+    2,
+    5,
+    7,
+)  # of the pass that is followed; unlike each other and unlike one, so that none is a constant
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")  # what configurations call their number
 PACKAGES = ("onnx", "onnxscript")
 
@@ -92,6 +96,8 @@ def outline_of(network: Network) -> tuple[ModelProto, int]:
         return program_of(network), 1
     kinds = config.get("layer_types") or [""]
     kept = max(kinds.index(kind) + 1 for kind in set(kinds))
+    if kept >= config[key]:
+        return program_of(network), 1
     fewer = {**config, key: kept, **({"layer_types": kinds[:kept]} if "layer_types" in config else {})}
     try:
         return _traced(_Fewer(network.source, fewer)), -(-config[key] // kept)

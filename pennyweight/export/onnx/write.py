@@ -39,8 +39,6 @@ def check(network: Network, formats: Mapping[str, Format], dtype: str) -> None:
     program = outline_of(network)[0]
     parameters = used_of(network, program)
     for stored, (site, format) in chosen_of(network, formats).items():
-        if isinstance(format, Dense):
-            continue
         entries_of(site.name, site.shape, format)
         for parameter in [name for name, its in parameters.items() if its == stored]:
             if why := unread(program, parameter):
@@ -90,8 +88,7 @@ def write(
     """
     program = program_of(network)
     used = used_of(network, program)
-    grids = {name: format for name, format in formats.items() if not isinstance(format, Dense)}
-    items = items_of(network, grids, dtype, used)
+    items = items_of(network, formats, dtype, used)
     header, offsets, size = placed(items)
     graph = assembled(program, items, offsets, used, level)
     ours = {NAME, DATA}
