@@ -11,6 +11,7 @@ the seconds that the processor worked on it.
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,6 @@ from torch import Tensor
 
 import pennyweight as pw
 from pennyweight import formats
-from pennyweight.export.onnx.graph import DATA
 from pennyweight.export.onnx.write import NAME, write
 from pennyweight.export.probes import FOLDER
 from pennyweight.formats import Compressed
@@ -40,6 +40,7 @@ ROWS = (
     ("int4 g32 sym", "int4 g32 asym", "float16", 4), ("int4 g64 asym", "int8 g32 sym", "float16", 4),
     ("int8 g64 sym", "int8 g32 sym", "float16", 4), ("int2 g32 asym", "int8 g32 sym", "float16", 4),
 )  # fmt: skip
+THEIRS = "MatMulNBitsQuantizer, 4 bits, blocks of 32"
 # The memory a process took at most, which the operating system counts anew when a program begins; and seconds of its
 # one thread, which do not depend on what else the machine does.
 PEAK = """
@@ -63,25 +64,31 @@ def main() -> None:
     tokens = pw.sample(
         arguments.text, network, count=arguments.windows, length=arguments.length, seed=arguments.seed
     ).ids
-    before, rows = ours(network, tokens), list[dict[str, Any]]()
+    before = ours(network, tokens)
     settings = {"model": network.source.fingerprint, "windows": arguments.windows, "length": arguments.length}
+    rows = machine.kept("onnx_programs", settings, lambda _row: False)
+
+    def add(told: dict[str, Any], path: Path, mine: Tensor | None) -> None:
+        rows.append({**told, **figures(path, tokens, before, mine)})
+        machine.write("onnx_programs", {**machine.facts(arguments.seed), **settings, "rows": rows})
+        print(rows[-1], flush=True)
+
+    def missing(told: dict[str, Any]) -> bool:
+        return all(any(row[key] != value for key, value in told.items()) for row in rows)
+
     with tempfile.TemporaryDirectory() as temporary:
-        for number, (grid, table, dtype, level) in enumerate(ROWS):
-            out = Path(temporary) / str(number)
-            store(network, grid, table, dtype, level, out)
-            mine = ours(pw.load(out), tokens)
-            told = {"weights": grid, "table": table or dtype, "level": level}
-            rows.append({**told, **figures(out / NAME, tokens, before, mine)})
-            machine.write("onnx_programs", {**machine.facts(arguments.seed), **settings, "rows": rows})
-            print(rows[-1], flush=True)
-            if number:
-                for file in out.iterdir():
-                    file.unlink()
+        for grid, table, dtype, level in ROWS:
+            told, out = {"weights": grid, "table": table or dtype, "level": level}, Path(temporary) / "ours"
+            if missing(told):
+                store(network, grid, table, dtype, level, out)
+                add(told, out / NAME, ours(pw.load(out), tokens))
+                shutil.rmtree(out)
         for level in (1, 4):
-            path = theirs(Path(temporary) / "0" / NAME, Path(temporary) / f"theirs{level}.onnx", level)
-            told = {"weights": "MatMulNBitsQuantizer, 4 bits, blocks of 32", "table": "float32", "level": level}
-            rows.append({**told, **figures(path, tokens, before, None)})
-            machine.write("onnx_programs", {**machine.facts(arguments.seed), **settings, "rows": rows})
+            told = {"weights": THEIRS, "table": "float32", "level": level}
+            if missing(told):
+                dense = Path(temporary) / "theirs"
+                store(network, "float32", "", "float32", 1, dense)
+                add(told, theirs(dense, level), None)
     show(rows)
 
 
@@ -101,7 +108,7 @@ def store(network: Network, grid: str, table: str, dtype: str, level: int, out: 
 def figures(path: Path, tokens: Tensor, before: Tensor, mine: Tensor | None) -> dict[str, Any]:
     """Bytes, KL, speed and memory of a program in a process of its own."""
     logits, facts = engine(path, tokens)
-    kept = [file for file in path.parent.iterdir() if file.stem == path.stem or file.name in (NAME, DATA)]
+    kept = [path, path.with_name(f"{path.name}.data")]
     costs = {} if mine is None else {"kl": kl(mine, logits), "kl_of_weights": kl(before, mine)}
     return {"bytes": sum(file.stat().st_size for file in kept), **costs, "kl_of_both": kl(before, logits), **facts}
 
@@ -121,18 +128,18 @@ def engine(path: Path, tokens: Tensor) -> tuple[Tensor, dict[str, float]]:
         }  # fmt: skip
 
 
-def theirs(dense: Path, out: Path, level: int) -> Path:
+def theirs(dense: Path, level: int) -> Path:
     """The float32 program with its weights folded into products, rounded by onnxruntime's quantizer."""
     import onnxruntime
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-    folded = out.with_name("folded.onnx")
-    if not folded.exists():
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(folded)
-        onnxruntime.InferenceSession(str(dense), options, providers=["CPUExecutionProvider"])
-    quantizer = MatMulNBitsQuantizer(str(folded), bits=4, block_size=32, is_symmetric=True, accuracy_level=level)
+    options, out = onnxruntime.SessionOptions(), dense / f"level{level}.onnx"
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(dense / "folded.onnx")
+    onnxruntime.InferenceSession(str(dense / NAME), options, providers=["CPUExecutionProvider"])
+    quantizer = MatMulNBitsQuantizer(
+        str(dense / "folded.onnx"), bits=4, block_size=32, is_symmetric=True, accuracy_level=level
+    )
     quantizer.process()
     quantizer.model.save_model_to_file(str(out), True)
     return out

@@ -31,6 +31,7 @@ from pennyweight.export.onnx.graph import DATA
 from pennyweight.export.onnx.layout import HEADER
 from pennyweight.export.onnx.source import OnnxWeights, is_onnx
 from pennyweight.export.onnx.write import NAME
+from pennyweight.export.safetensors_stream import WholeFile
 from pennyweight.flow.check import check
 from pennyweight.flow.load import load
 from pennyweight.flow.measure import runner_of
@@ -347,6 +348,55 @@ def product(
     return one_node(path, node, {names[key]: value for key, value in stored.items()}, columns, rows)
 
 
+def test_a_table_that_is_reshaped_from_the_head(tmp_path: Path) -> None:
+    """As onnxruntime-genai ties them: one initializer, a Reshape before the rows are gathered."""
+    weight = product(tmp_path, bits=4, block=32, columns=64, asymmetric=False)
+    model, helper = onnx.load(tmp_path / NAME), onnx.helper
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([24, -1]), "two"))
+    model.graph.input.append(helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["n"]))
+    model.graph.output.append(helper.make_tensor_value_info("rows", onnx.TensorProto.FLOAT, ["n", 64]))
+    model.graph.initializer[0].name = model.graph.node[0].input[1] = "lm_head.weight_Q4"
+    model.graph.node.append(helper.make_node("Reshape", ["lm_head.weight_Q4", "two"], ["flat"]))
+    model.graph.node.append(
+        helper.make_node(
+            "GatherBlockQuantized",
+            ["flat", "ids", "onnx::MatMul_7_scales"],
+            ["rows"],
+            domain="com.microsoft",
+            bits=4,
+            block_size=32,
+            gather_axis=0,
+            quantize_axis=1,
+        )  # fmt: skip
+    )
+    onnx.save(model, tmp_path / NAME)
+    source = OnnxWeights(tmp_path)
+    assert list(source.tensors) == ["lm_head.weight"]
+    assert torch.equal(source.read("lm_head.weight"), weight)
+    session = onnxruntime.InferenceSession(str(tmp_path / NAME), providers=["CPUExecutionProvider"])
+    rows = session.run(["rows"], {"x": np.zeros((1, 64), np.float32), "ids": np.arange(24)})[0]
+    assert np.array_equal(source.read("lm_head.weight").numpy(), rows)
+
+
+def test_data_beyond_two_gigabytes(tmp_path: Path) -> None:
+    """A file with a hole: its numbers begin where 32 bits with a sign do not reach."""
+    start, weight = 2**31 + 64, np.random.default_rng(2).standard_normal((40, 8)).astype(np.float32)
+    node = onnx.helper.make_node("MatMul", ["x", "onnx::MatMul_9"], ["y"], name="/lm_head/MatMul")
+    one_node(tmp_path, node, {"onnx::MatMul_9": weight}, 40, 8)
+    model = onnx.load(tmp_path / NAME)
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {"location": DATA, "offset": start, "length": weight.nbytes}.items():
+        tensor.external_data.add(key=key, value=str(value))
+    onnx.save(model, tmp_path / NAME)
+    with WholeFile(tmp_path / DATA, b"", {"weight": start}, start + weight.nbytes) as file:
+        file.put_bytes("weight", weight.tobytes())
+    session = onnxruntime.InferenceSession(str(tmp_path / NAME), providers=["CPUExecutionProvider"])
+    theirs = session.run(None, {"x": np.eye(40, dtype=np.float32)})[0].T
+    assert np.array_equal(OnnxWeights(tmp_path).read("lm_head.weight").numpy(), theirs)
+
+
 def one_node(path: Path, node: Any, stored: Mapping[str, Any], columns: int, rows: int) -> torch.Tensor:
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     graph = helper.make_graph(
@@ -441,6 +491,10 @@ def order_of_inputs(graph: Any) -> None:
     node.input.append("order")
 
 
+def no_inputs(graph: Any) -> None:
+    del next(node for node in graph.node if node.op_type == "MatMulNBits").input[1:]
+
+
 def computed_scales(graph: Any) -> None:
     node = next(node for node in graph.node if node.op_type == "MatMulNBits")
     node.input[2] = "logits"
@@ -466,6 +520,7 @@ def computed_scales(graph: Any) -> None:
         (attribute("block_size", 64), InvalidModel, "do not fit together"),
         (order_of_inputs, InvalidModel, "another order"),
         (computed_scales, InvalidModel, "are computed"),
+        (no_inputs, InvalidModel, "are computed"),
     ],
 )
 def test_programs_that_lie(

@@ -176,18 +176,18 @@ class OnnxWeights:
         given = {attribute.name: attribute.i for attribute in node.attribute}
         if node.op_type == "MatMulNBits":
             shape = (given.get("N", 0), given.get("K", 0))
-            self._quantized(node, node.input[1], node.input[2], _at(node, 3), shape, given)
+            self._quantized(node, _at(node, 1), _at(node, 2), _at(node, 3), shape, given)
             if _at(node, 4):
                 raise self._refusal("its inputs are put into another order (g_idx)", node.name)
         elif node.op_type == "GatherBlockQuantized":
-            stored = self._stored.get(node.input[0])
-            columns = 0 if stored is None else stored.shape[-1] * 8 // given.get("bits", 4)
-            shape = (stored.shape[0] if stored else 0, columns)
+            table = self._stored[self._behind(_at(node, 0), node.name)]
+            rows = table.shape[0] if table.shape else 0
+            shape = (rows, table.bytes * 8 // max(1, rows * given.get("bits", 4)))
             if given.get("gather_axis", 0) or given.get("quantize_axis", 1) != 1:
                 raise self._refusal("a table that is not quantized along its rows", node.name)
-            self._quantized(node, node.input[0], node.input[2], _at(node, 3), shape, given)
+            self._quantized(node, _at(node, 0), _at(node, 2), _at(node, 3), shape, given)
         elif node.op_type in ("MatMul", "Gather") and (match := NODE.match(node.name)):
-            name = node.input[1 if node.op_type == "MatMul" else 0]
+            name = _at(node, 1 if node.op_type == "MatMul" else 0)
             stored = self._stored.get(name)
             if stored is not None and stored.dtype in SCALES and len(stored.shape) == 2 and not PARAMETER.match(name):
                 self._dense[f"{match[1].replace('/', '.')}.weight"] = (stored, node.op_type == "MatMul")
@@ -195,9 +195,10 @@ class OnnxWeights:
     def _quantized(
         self, node: Any, codes: str, scale: str, zero_point: str, shape: tuple[int, int], given: Mapping[str, int]
     ) -> None:
-        name = self._name_of(codes, node)
+        name = self._name_of(self._behind(codes, node.name), node)
         bits, size = given.get("bits", 4), given.get("block_size", 128)
-        parts = [self._behind(part, name) for part in (codes, scale, *([zero_point] if zero_point else []))]
+        names = (codes, scale, *([zero_point] if zero_point else []))
+        parts = [self._stored[self._behind(part, name)] for part in names]
         fits = bits in BITS and size >= 1 and min(shape) > 0
         groups = -(-shape[1] // size) if fits else 0
         block = size * bits // 8
@@ -217,15 +218,15 @@ class OnnxWeights:
         if before.places != packed.places or before.shape != shape:
             raise self._refusal("is stored twice, and not as the same bytes", name)
 
-    def _behind(self, name: str, weight: str) -> Stored:
+    def _behind(self, name: str, weight: str) -> str:
         """The initializer that a value is made of by casts and reshapes alone."""
         for _ in range(len(self._made) + 1):
             if name in self._stored:
-                return self._stored[name]
+                return name
             node = self._made.get(name)
             if node is None or node.op_type not in ("Cast", "Identity", "Reshape"):
                 break
-            name = node.input[0]
+            name = _at(node, 0)
         raise self._refusal("its codes or scales are computed", weight)
 
     def _name_of(self, codes: str, node: Any) -> str:
