@@ -87,7 +87,8 @@ def main() -> None:
             told = {"weights": THEIRS, "table": "float32", "level": level}
             if missing(told):
                 dense = Path(temporary) / "theirs"
-                store(network, "float32", "", "float32", 1, dense)
+                if not dense.exists():
+                    store(network, "float32", "", "float32", 1, dense)
                 add(told, theirs(dense, level), None)
     show(rows)
 

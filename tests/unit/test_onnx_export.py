@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import build, save
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pennyweight.errors import (
@@ -37,6 +37,7 @@ from pennyweight.flow.load import load
 from pennyweight.flow.measure import runner_of
 from pennyweight.flow.options import outline
 from pennyweight.formats import Compressed, Dense, Format, Grid, parse
+from pennyweight.network.finding import trace as finding
 from pennyweight.network.network import Network, Site
 from pennyweight.network.running.run import materialised
 
@@ -234,13 +235,15 @@ def test_networks_that_cannot_be_followed(tmp_path: Path) -> None:
     with pytest.raises(InvalidModel, match="cannot follow the code of mamba"):
         ENGINE.files.check(network, {}, "float16")
     assert "torch.export" in str(ENGINE.refuses_all(network, "float16"))
+    with pytest.raises(InvalidModel, match="module in memory"):
+        ENGINE.files.check(finding.network_of(build(config)), {}, "float16")
 
 
 def test_packages_that_are_missing(network_of: Callable[[str], Network], monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name))
     with pytest.raises(MissingExtra, match="onnxscript"):
-        trace.outline_of.__wrapped__(network_of("llama_tied"))
+        trace.traced.__wrapped__(json.dumps(dict(network_of("llama_tied").source.config)), Path())
 
 
 def test_the_same_bytes_again_and_nothing_done_twice(
@@ -248,7 +251,8 @@ def test_the_same_bytes_again_and_nothing_done_twice(
 ) -> None:
     network = network_of("llama_tied")
     formats = grids_of(network)
-    again, _ = trace.outline_of.__wrapped__(network)
+    fewer = json.dumps({**network.source.config, "num_hidden_layers": 1}, sort_keys=True)
+    again = trace.traced.__wrapped__(fewer, Path())
     assert again.SerializeToString() == trace.outline_of(network)[0].SerializeToString()
     shutil.copytree(tied, tmp_path / "again")
     (tmp_path / "again" / NAME).unlink()
@@ -412,6 +416,7 @@ def one_node(path: Path, node: Any, stored: Mapping[str, Any], columns: int, row
     return torch.from_numpy(session.run(None, {"x": np.eye(columns, dtype=np.float32)})[0].T)
 
 
+@settings(max_examples=40)
 @given(
     bits=st.sampled_from([2, 4, 8]), block=st.sampled_from([16, 32, 64]), columns=st.integers(2, 20),
     asymmetric=st.booleans(), seed=st.integers(0, 99),

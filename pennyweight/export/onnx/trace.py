@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +26,7 @@ from torch import Tensor, nn
 from pennyweight.errors import InvalidModel, MissingExtra
 from pennyweight.network.finding.trace import skeleton
 from pennyweight.network.network import Network
-from pennyweight.network.sources.source import Derived, Source
+from pennyweight.network.sources.source import Source
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -38,20 +41,12 @@ LAYERS = ("num_hidden_layers", "n_layer", "num_layers")  # what configurations c
 PACKAGES = ("onnx", "onnxscript")
 
 
-class _Fewer(Derived):
-    """A source whose configuration has another number of layers; its weights are never read."""
+@dataclass(frozen=True)
+class _Described:
+    """All that is needed of a source: weights do not matter here."""
 
-    fingerprint = description = ""
-
-    def __init__(self, source: Source, config: Mapping[str, Any]) -> None:
-        self.source, self._config = source, config
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        return self._config
-
-    def read(self, name: str) -> Tensor:
-        return self.source.read(name)
+    config: Mapping[str, Any]
+    path: Path
 
 
 class _Program(nn.Module):
@@ -71,7 +66,6 @@ class _Program(nn.Module):
         return output.logits, *_flat(output.past_key_values)
 
 
-@lru_cache(maxsize=2)
 def program_of(network: Network) -> ModelProto:
     """The graph of a whole network; parameters are its last inputs, by the names they have in the network.
 
@@ -79,10 +73,9 @@ def program_of(network: Network) -> ModelProto:
         MissingExtra: the packages that make it are not installed.
         InvalidModel: torch's exporter cannot follow the network's code.
     """
-    return _traced(network.source)
+    return _remembered(network, network.source.config)
 
 
-@lru_cache(maxsize=8)
 def outline_of(network: Network) -> tuple[ModelProto, int]:
     """The graph of the first layers, one of every kind, and how many times they make the whole: quick to have.
 
@@ -92,7 +85,7 @@ def outline_of(network: Network) -> tuple[ModelProto, int]:
     """
     config = network.source.config
     key = next((name for name in LAYERS if isinstance(config.get(name), int)), None)
-    if key is None or getattr(network.source, "module", None) is not None:
+    if key is None:
         return program_of(network), 1
     kinds = config.get("layer_types") or [""]
     kept = max(kinds.index(kind) + 1 for kind in set(kinds))
@@ -100,12 +93,33 @@ def outline_of(network: Network) -> tuple[ModelProto, int]:
         return program_of(network), 1
     fewer = {**config, key: kept, **({"layer_types": kinds[:kept]} if "layer_types" in config else {})}
     try:
-        return _traced(_Fewer(network.source, fewer)), -(-config[key] // kept)
+        return _remembered(network, fewer), -(-config[key] // kept)
     except InvalidModel:  # some families list more by layer than kinds
         return program_of(network), 1
 
 
-def _traced(source: Source) -> ModelProto:
+def _remembered(network: Network, config: Mapping[str, Any]) -> ModelProto:
+    if getattr(network.source, "module", None) is not None:
+        raise InvalidModel(
+            "it is a module in memory, whose code no config.json names", expected="a model directory",
+            mend="save it first, with save_pretrained", site=str(network.source.path),
+        )  # fmt: skip
+    return traced(json.dumps(config, sort_keys=True), network.source.path)
+
+
+@lru_cache(maxsize=8)
+def traced(config: str, path: Path) -> ModelProto:
+    """The graph that a config.json describes; of equal ones only once.
+
+    Args:
+        config: what the file holds.
+        path: for messages.
+
+    Raises:
+        MissingExtra: as `program_of`.
+        InvalidModel: as `program_of`.
+    """
+    source = cast(Source, _Described(json.loads(config), path))
     absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if absent:
         raise MissingExtra(
