@@ -269,10 +269,13 @@ ONNXRUNTIME = Engine(
     reads=replace(NBITS, offered=frozenset({4})),
     dtypes=frozenset({"float16", "bfloat16", "float32"}),
     roles=frozenset({"linear", "embedding", "head"}),
+    # The program has the logits of every position, and no limit to how many go through together.
+    memory=Memory(weights="stored", cache=4, activations=4, logits=None),
     # Priced by running the network, so there are few; scales have a type of their own, whatever the model's is.
     tables=tuple(Grid(bits=4, group_size=size, symmetric=False) for size in (32, 64)),
     notes=(
-        "computes in float32, whatever type the file stores, so that its logits are those the certificate is about",
+        "computes in float32, whatever type the file stores, so that its logits are those the certificate is about; "
+        "what stays dense in 16 bits takes twice as much in memory as in the file, which --memory does not count",
         "plans are offered 4 bits or none; a plan may say 2 or 8, which load, compute the same and are slow",
         "onnxruntime-int8 has all widths and is faster, and rounds activations to 8 bits",
     ),
