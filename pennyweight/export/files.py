@@ -13,6 +13,7 @@ from pennyweight.errors import UnknownName
 from pennyweight.export.accounting import Accounting
 from pennyweight.export.compressed_tensors.files import CompressedTensorsFiles
 from pennyweight.export.gguf.files import GGUFFiles
+from pennyweight.export.onnx.files import OnnxFiles
 from pennyweight.formats import Compressed, Format, Part
 from pennyweight.network.network import Network, Site
 from pennyweight.network.sources.source import Source
@@ -93,7 +94,10 @@ class Files(Protocol):
         ...
 
 
-FILES: Mapping[str, Files] = {files.name: files for files in (CompressedTensorsFiles(), GGUFFiles())}
+FILES: Mapping[str, Files] = {
+    files.name: files
+    for files in (CompressedTensorsFiles(), GGUFFiles(), OnnxFiles(), OnnxFiles(name="onnx-int8", level=4))
+}
 
 
 def files_of(file_format: str) -> Files:

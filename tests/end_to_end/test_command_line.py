@@ -194,7 +194,8 @@ def test_inspect_tells_what_is_there(trained: Callable[[str], Path], run: Callab
 def test_list_names_what_works(run: Callable[..., tuple[int, str, str]]) -> None:
     value = json.loads(run("list", "--json")[1])
     assert {"gptq", "round_to_nearest", "integer_program", "uniform"} <= {row["name"] for row in value["methods"]}
-    assert {row["name"] for row in value["engines"]} == {"transformers", "vllm", "llama.cpp"}
+    engines = {"transformers", "vllm", "llama.cpp", "onnxruntime", "onnxruntime-int8"}
+    assert {row["name"] for row in value["engines"]} == engines
     assert all(row["what"] and row["paper"] for row in value["methods"])
 
 

@@ -1,0 +1,1 @@
+"""ONNX programs with packed weights beside them: traced, laid out, written, read back."""
