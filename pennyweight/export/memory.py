@@ -31,7 +31,7 @@ class Memory:
         activations: the same of activations.
         prompt: tokens that go through a block together; None for all of the context.
         logits: positions whose logits are there at once, in float32; None for all that go through together.
-        evidence: `measured` on this engine, or `read` from its sources and documentation.
+        evidence: `measured` on this engine, or `estimated` from how such engines work.
     """
 
     weights: Literal["stored", "dense"]
@@ -40,7 +40,7 @@ class Memory:
     activations: int | None = None
     prompt: int | None = None
     logits: int | None = 1
-    evidence: Literal["measured", "read"] = "read"
+    evidence: Literal["measured", "estimated"] = "estimated"
 
     def working(self, network: Network, dtype: str, context: int, cached: int) -> int:
         """Bytes beside the weights at most: while one is unpacked, or while the last part of a full context is read.

@@ -15,7 +15,7 @@ from tokenizers import pre_tokenizers
 
 from pennyweight.cli import main
 from pennyweight.errors import EngineFailed, InvalidMethod, MissingFile, UnknownName
-from pennyweight.export.engines import find
+from pennyweight.export.engines import ENGINES, find
 from pennyweight.export.probes import FOLDER
 from pennyweight.flow.bench.bench import Spread, _Table, bench
 from pennyweight.flow.bench.contenders import KINDS, Contender, chosen, having, own
@@ -113,7 +113,8 @@ def test_a_spread_is_of_rates() -> None:
 
 
 def test_names_and_interpreters(tmp_path: Path) -> None:
-    assert chosen(["all"]) == ("pennyweight", "dense", "transformers", "llama.cpp")
+    assert chosen(["all"]) == ("pennyweight", "dense", *(engine.name for engine in ENGINES if engine.probe))
+    assert "onnxruntime" in chosen(["all"])
     assert chosen(["llama.cpp", "dense"]) == ("dense", "llama.cpp")
     with pytest.raises(UnknownName, match="vllm"):
         chosen(["vllm"])

@@ -13,11 +13,13 @@ from typing import Any, NoReturn
 
 from pennyweight.errors import EngineFailed, PennyweightError, UnknownName
 from pennyweight.export.engines import ENGINES, Engine, find
+from pennyweight.export.files import FILES
 from pennyweight.export.probes import FOLDER
 from pennyweight.flow.bench import ours
 from pennyweight.flow.progress import Progress
 from pennyweight.network.network import Network, Site
 
+PLAIN = "compressed-tensors"  # whose engines read directories that are not compressed as well
 DENSE = ("bfloat16", "float32")
 # llama.cpp's types by the bits they take of a usual model, fewest first
 KINDS = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_0", "Q4_K_S", "Q4_K_M", "Q5_0", "Q5_K_M", "Q6_K", "Q8_0")
@@ -98,8 +100,9 @@ def contenders(
             without[row.name] = f"no interpreter has {packages}; name one that does with --python"
             continue
         probe = FOLDER / row.probe
-        if (row.file_format == "gguf") == (path.suffix == ".gguf"):
-            found.append(Contender(name=row.name, probe=probe, python=python, files=path, bytes=size))
+        if reads(row, path):
+            handed = row.files.handed(path)
+            found.append(Contender(name=row.name, probe=probe, python=python, files=handed, bytes=size))
         else:
             without[row.name] = f"it does not read {path.name}: --for {row.name} writes files for it"
         if row.file_format == "gguf":
@@ -113,6 +116,12 @@ def contenders(
                 bytes_ = file.stat().st_size
                 found.append(Contender(name=name, probe=probe, python=python, files=file, bytes=bytes_))
     return found, without
+
+
+def reads(row: Engine, path: Path) -> bool:
+    """Whether files are of the kind that an engine reads; a plain directory is for the one that reads directories."""
+    kinds = [files.name for files in FILES.values() if files.opens(path) is not None]
+    return row.file_format in kinds or (not kinds and row.file_format == PLAIN)
 
 
 def having(row: Engine, pythons: Sequence[Path]) -> Path | None:
