@@ -156,6 +156,7 @@ def checked(found: Checked, within: float) -> None:
     table.add_row("KL of our loader from it, nats per token", f"{found.kl:.2e}")
     table.add_row("same likeliest token", f"{percent(found.agreement, sign=False)} of {found.positions:,}")
     table.add_row("largest difference of a logit", f"{found.largest:.3g}")
+    table.add_row("perplexity there; by our loader", f"{found.perplexity:.4f}; {found.ours:.4f}")
     table.add_row("seconds to load", f"{found.loading:.1f}")
     table.add_row("tokens a second, reading", f"{found.prefill:,.0f}")
     table.add_row("tokens a second, writing", f"{found.decode:,.1f}")

@@ -44,6 +44,8 @@ class Checked:
         kl: of our loader's distributions from the engine's, nats per token.
         agreement: share of positions with the same likeliest token.
         largest: difference of a logit.
+        perplexity: of the text in the engine.
+        ours: the same by our loader.
         positions: compared.
         loading: seconds.
         prefill: tokens a second, a window at a time.
@@ -57,6 +59,8 @@ class Checked:
     kl: float = float("inf")
     agreement: float = 0.0
     largest: float = float("inf")
+    perplexity: float = float("inf")
+    ours: float = float("inf")
     positions: int = 0
     loading: float = 0.0
     prefill: float = 0.0
@@ -122,7 +126,8 @@ def check(
     return Checked(
         engine=row.name, version=version, loaded=True, kl=float((p.exp() * (p - q)).sum(-1).mean()),
         agreement=float((mine.argmax(-1) == theirs.argmax(-1)).double().mean()),
-        largest=float((mine - theirs).abs().max()), positions=tokens.numel(), loading=seconds["loading"],
+        largest=float((mine - theirs).abs().max()), perplexity=_perplexity(q, tokens), ours=_perplexity(p, tokens),
+        positions=tokens.numel(), loading=seconds["loading"],
         prefill=tokens.numel() / seconds["prefill"], decode=seconds["decoded"] / seconds["decode"],
     )  # fmt: skip
 
@@ -198,6 +203,12 @@ def _run(command: list[str]) -> str:
         return f"{command[0]}: {error.strerror}"
     said = "\n".join((ended.stdout + ended.stderr).strip().splitlines()[-LINES:])
     return said or (f"it ended with code {ended.returncode}" if ended.returncode else "")
+
+
+def _perplexity(log_probabilities: Tensor, tokens: Tensor) -> float:
+    """Of every token but the first of its window."""
+    given = log_probabilities[:, :-1].gather(-1, tokens[:, 1:, None].long())
+    return float((-given.mean()).exp())
 
 
 @torch.no_grad()

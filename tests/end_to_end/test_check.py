@@ -63,6 +63,8 @@ def test_transformers_computes_what_we_do(outcome: Outcome, text: Path, nursery:
     assert found.loaded, found.said
     assert found.kl < 1e-6
     assert found.agreement == 1.0
+    assert found.perplexity == pytest.approx(found.ours, rel=1e-5)
+    assert 1 < found.ours < 256
     assert found.positions == 48
     assert found.prefill > 0
     assert found.decode > 0
