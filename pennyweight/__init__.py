@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pennyweight.flow.certifying.power import power
     from pennyweight.flow.collect import Collected
     from pennyweight.flow.compress import compress
+    from pennyweight.flow.converting.convert import Converted, convert
     from pennyweight.flow.delivery import Outcome
     from pennyweight.flow.load import load
     from pennyweight.flow.measure import measure
@@ -52,6 +53,7 @@ _PLACES = {
     "pennyweight.flow.certifying.compare": ("certify_outputs", "compare"),
     "pennyweight.flow.compress": ("compress",),
     "pennyweight.flow.settings": ("Settings",),
+    "pennyweight.flow.converting.convert": ("Converted", "convert"),
     "pennyweight.flow.delivery": ("Outcome",),
     "pennyweight.flow.load": ("load",),
     "pennyweight.flow.measure": ("measure",),
@@ -78,12 +80,12 @@ _PLACES = {
 _WHERE = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
-    "Budget", "Certificate", "Claim", "Collected", "Compressed", "CompressedModule", "Dense", "Edge",
+    "Budget", "Certificate", "Claim", "Collected", "Compressed", "CompressedModule", "Converted", "Dense", "Edge",
     "Frontier", "Grid", "Judging", "Latency", "Measurement", "Network", "Option", "Outcome", "Plan", "Pool",
     "Prediction", "Proof", "Settings", "Site", "Stage", "Statistics", "Step", "Task", "Terms", "Windows",
     "apply", "certify", "certify_outputs", "certify_pair", "collect", "compare", "compress", "compress_module",
-    "frontier", "held_out", "load", "load_compressed", "make_plan", "measure", "network_of", "power", "predict",
-    "profile", "prove", "read_task", "rewrite", "sample", "save_compressed", "tail_risk", "verify",
+    "convert", "frontier", "held_out", "load", "load_compressed", "make_plan", "measure", "network_of", "power",
+    "predict", "profile", "prove", "read_task", "rewrite", "sample", "save_compressed", "tail_risk", "verify",
 ]  # fmt: skip
 
 

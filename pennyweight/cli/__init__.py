@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from pennyweight.cli.arguments import parse
 from pennyweight.errors import PennyweightError
@@ -33,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         out = getattr(parsed, "out", None)
-        where = f"; what is finished is in {out}.run, the same command goes on there" if out else ""
+        journal = out is not None and Path(f"{out}.run").exists()
+        where = f"; what is finished is in {out}.run, the same command goes on there" if journal else ""
         print(f"\nInterrupted{where}.", file=sys.stderr)
         return INTERRUPTED
 

@@ -192,6 +192,14 @@ def parser() -> argparse.ArgumentParser:
     _threads(rewrite)
     _common(rewrite)
 
+    export = verbs.add_parser("export", help="an artifact as files for another engine: the same numbers where they fit")
+    export.add_argument("model", metavar="DIR", help="what compress wrote")
+    _conversion(export)
+
+    convert = verbs.add_parser("convert", help="the same for compressed files of any maker: GGUF, GPTQ …")
+    _model(convert)
+    _conversion(convert)
+
     prove = verbs.add_parser("prove", help="are two models one function: bit for bit, up to rounding, or not")
     _pair(prove)
     prove.add_argument("--on", metavar="TEXT", help="a text to try beside random tokens")
@@ -275,6 +283,23 @@ def _model(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "model", metavar="MODEL", help="a Hugging Face directory, a .gguf file, or a hub id with --allow-network"
     )
+
+
+def _conversion(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("out", metavar="OUT", help="directory to make; or a .gguf file")
+    verb.add_argument("--to", required=True, metavar="KIND", help="gguf, compressed-tensors, gptq, dense; or an engine")
+    verb.add_argument(
+        "--dtype", choices=("float16", "bfloat16", "float32"),
+        help="of scales and dense tensors; without it, the first in which most numbers fit",
+    )  # fmt: skip
+    verb.add_argument("--method", default="round_to_nearest", help="rounds what does not fit (%(default)s)")
+    verb.add_argument("--strict", action="store_true", help="refuse when any number would have to change")
+    verb.add_argument("--reference", metavar="MODEL", help="certify changed files again, against the model before")
+    verb.add_argument("--on", metavar="TEXT", help=f"measure changed files on this: {TEXT}")
+    verb.add_argument("--windows", type=at_least(1), default=16, metavar="N", help="of that text (%(default)s)")
+    verb.add_argument("--length", type=at_least(2), default=256, help="tokens in a window (%(default)s)")
+    _threads(verb)
+    _common(verb)
 
 
 def _pair(verb: argparse.ArgumentParser) -> None:

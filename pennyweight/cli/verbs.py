@@ -14,6 +14,7 @@ from pennyweight import report as pages
 from pennyweight.budget import Budget
 from pennyweight.cli import budgeting, tables
 from pennyweight.cli.benching import bench
+from pennyweight.cli.converting import convert, export
 from pennyweight.cli.inspection import inspect
 from pennyweight.cli.measure import measure, power
 from pennyweight.cli.output import print_json, progress_of
@@ -219,8 +220,9 @@ def schema(arguments: Namespace) -> int:
 VERBS = {
     "compress": compress, "certify": certify, "measure": measure, "power": power, "tails": tails, "plan": plan,
     "check": check, "frontier": frontier, "predict": predict, "explain": budgeting.explain, "inspect": inspect,
-    "run": run, "bench": bench, "rewrite": rewrite, "prove": prove, "verify": verify, "report": report, "list": listing,
-    "schema": schema,
+    "run": run, "bench": bench, "export": export, "convert": convert, "rewrite": rewrite, "prove": prove,
+    "verify": verify, "report": report,
+    "list": listing, "schema": schema,
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from pennyweight.errors import InvalidFormat
-from pennyweight.formats import Format, Grid, KQuant, Legacy
+from pennyweight.formats import Dense, Format, Grid, KQuant, Legacy
 from pennyweight.formats.dense import DTYPES
 from pennyweight.formats.gguf.blocks import Blocks
 
@@ -32,6 +32,16 @@ class Contract(Protocol):
             format: not dense.
             shape: of the weight, `[out, in]`.
             dtypes: that the engine takes for what is not codes.
+        """
+        ...
+
+    def holding(self, columns: int, dtype: str, width: int) -> tuple[Format, ...]:
+        """Formats that may hold what is stored with one scale for `width` inputs, or more, as it is.
+
+        Args:
+            columns: inputs of the site.
+            dtype: of scales that have no type of their own.
+            width: a divisor of the inputs.
         """
         ...
 
@@ -88,6 +98,16 @@ class Grids:
             return f"{engine} takes no scales in {format.scale_dtype}"
         return None
 
+    def holding(self, columns: int, dtype: str, width: int) -> tuple[Grid, ...]:
+        """All widths, a row where that is what shares a scale, and groups within those that do."""
+        sizes: list[int | None] = [g for g in sorted({width, *(self.group_sizes or GROUPS)}) if width % g == 0]
+        return tuple(
+            Grid(bits=bits, group_size=size, symmetric=symmetric, scale_dtype=dtype)
+            for symmetric, widths in ((True, self.bits), (False, self.asymmetric_bits))
+            for bits in sorted(widths)
+            for size in ([None, *sizes] if width == columns else sizes)
+        )
+
     def menu(self, columns: Sequence[int], dtype: str) -> tuple[Grid, ...]:
         """Of `grids`, those of widths it reads and does well."""
         found = grids(columns, dtype) if self.rows else in_groups(columns, dtype, self.group_sizes or frozenset())
@@ -128,6 +148,11 @@ class BlockTypes:
             return f"{shape[1]} inputs do not split into blocks of {format.inputs_multiple}, as {format.label()} has"
         return None
 
+    def holding(self, columns: int, dtype: str, width: int) -> tuple[Blocks, ...]:
+        """Every type whose blocks fit."""
+        del dtype, width
+        return tuple(format for format in self.loads if columns % format.inputs_multiple == 0)
+
     def menu(self, columns: Sequence[int], dtype: str) -> tuple[Blocks, ...]:
         """The widest blocks that divide all of the inputs."""
         del dtype
@@ -164,6 +189,11 @@ class Listed:
             return error.happened
         return None
 
+    def holding(self, columns: int, dtype: str, width: int) -> tuple[Format, ...]:
+        """All of them, with scales in the type of the model where they are in such a type."""
+        del columns, width
+        return tuple(_in(loaded, dtype) for loaded in self.loads)
+
     def menu(self, columns: Sequence[int], dtype: str) -> tuple[Format, ...]:
         """Nothing."""
         del columns, dtype
@@ -189,9 +219,38 @@ class Either:
         own = (r for r, c in zip(reasons, self.contracts, strict=True) if isinstance(format, c.kinds))
         return next(own, reasons[-1])
 
+    def holding(self, columns: int, dtype: str, width: int) -> tuple[Format, ...]:
+        """What any of them offers."""
+        return tuple(format for contract in self.contracts for format in contract.holding(columns, dtype, width))
+
     def menu(self, columns: Sequence[int], dtype: str) -> tuple[Format, ...]:
         """All of their menus."""
         return tuple(format for contract in self.contracts for format in contract.menu(columns, dtype))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Floats:
+    """Floats alone: what was compressed elsewhere is stored as its numbers; nothing is chosen from."""
+
+    @property
+    def kinds(self) -> tuple[type[Format], ...]:
+        """Floats."""
+        return (Dense,)
+
+    def refuses(self, engine: str, format: Format, shape: tuple[int, int], dtypes: frozenset[str]) -> str | None:
+        """Everything else: floats themselves are asked about before."""
+        del shape, dtypes
+        return f"{engine} reads floats, not {format.label()}"
+
+    def holding(self, columns: int, dtype: str, width: int) -> tuple[Dense, ...]:
+        """The type of the model, and narrower ones that it holds."""
+        del columns, width
+        return tuple(Dense(dtype=name) for name in (("float16", "bfloat16", dtype) if dtype == "float32" else (dtype,)))
+
+    def menu(self, columns: Sequence[int], dtype: str) -> tuple[Dense, ...]:
+        """The type of the model."""
+        del columns
+        return (Dense(dtype=dtype),)
 
 
 def grids(columns: Sequence[int], dtype: str, bits: Sequence[int] = BITS) -> tuple[Grid, ...]:
@@ -237,10 +296,15 @@ def k_types(*types: str) -> tuple[Blocks, ...]:
     return tuple(KQuant.of(type) for type in types)
 
 
+def _in(loaded: Format, dtype: str) -> Format:
+    """The format with scales in a type of 16 or 32 bits, where they are in one."""
+    same = getattr(loaded, "scale_dtype", "") in DTYPES
+    return replace(loaded, scale_dtype=dtype) if same else loaded  # type: ignore[type-var]
+
+
 def _with_scales(loaded: Format, format: Format) -> Format:
     scales = getattr(format, "scale_dtype", "")
-    same = type(loaded) is type(format) and scales in DTYPES and getattr(loaded, "scale_dtype", "") in DTYPES
-    return replace(loaded, scale_dtype=scales) if same else loaded  # type: ignore[type-var]
+    return _in(loaded, scales) if type(loaded) is type(format) and scales in DTYPES else loaded
 
 
 def _listed(numbers: frozenset[int]) -> str:

@@ -3,7 +3,7 @@
 Sources of the rows: transformers 5.23.0 with compressed-tensors 0.20.0 was run on what we write, tensor by tensor and
 logit by logit (`tests/unit/test_compressed_tensors.py`). vLLM 0.33.0 was not run: its row is read from its sources, and
 where they leave doubt the row is the stricter reading. llama.cpp, as llama-cpp-python 0.3.36 carries it, was run on
-what we write, logit by logit (`benchmarks/llama_cpp.py`).
+what we write, logit by logit (`benchmarks/llama_cpp.py`). GPTQModel's own dequantizer gave back what we wrote for it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pennyweight.errors import PennyweightError, UnknownName
-from pennyweight.export.contracts import BlockTypes, Contract, Either, Grids, Listed, k_types, legacy
+from pennyweight.export.contracts import BlockTypes, Contract, Either, Floats, Grids, Listed, k_types, legacy
 from pennyweight.export.files import Files, files_of
 from pennyweight.export.memory import Memory
 from pennyweight.formats import (
@@ -51,6 +51,7 @@ class Engine:
         least_outputs: smallest `out` of a quantized weight.
         least_inputs: smallest `in`.
         memory: what it holds while it runs.
+        sizes_multiple: `out` and `in` of a quantized weight are multiples of it.
         fused_groups: sites that read one edge (q, k, v; gate, up) must get one format, because the engine joins them.
         notes: what a user should know before choosing it.
         snippet: how to load a model; `{path}` is where it lies.
@@ -70,6 +71,7 @@ class Engine:
     tables: tuple[Format, ...] = ()
     least_outputs: int = 1
     least_inputs: int = 1
+    sizes_multiple: int = 1
     fused_groups: bool = False
     notes: tuple[str, ...] = ()
     snippet: str = field(repr=False)
@@ -121,6 +123,8 @@ class Engine:
         outputs, inputs = site.shape
         if outputs < self.least_outputs or inputs < self.least_inputs:
             return f"{self.name} needs at least {self.least_outputs} outputs and {self.least_inputs} inputs"
+        if outputs % self.sizes_multiple or inputs % self.sizes_multiple:
+            return f"{self.name} needs outputs and inputs that are multiples of {self.sizes_multiple}"
         return self.reads.refuses(self.name, format, site.shape, self.dtypes)
 
 
@@ -305,4 +309,71 @@ ONNXRUNTIME_INT8 = replace(
     ),
 )
 
-ENGINES = (TRANSFORMERS, VLLM, LLAMA_CPP, ONNXRUNTIME, ONNXRUNTIME_INT8)
+GPTQMODEL = Engine(
+    name="gptqmodel",
+    file_format="gptq",
+    checked_with={"gptqmodel": "7.7.0"},
+    evidence="loaded",
+    reads=Grids(bits=frozenset({2, 4, 8}), asymmetric_bits=frozenset({2, 4, 8}), group_sizes=frozenset({32, 64, 128})),
+    dtypes=frozenset({"float16"}),  # of its scales, whatever the model is in
+    roles=frozenset({"linear"}),
+    sizes_multiple=32,
+    memory=Memory(weights="stored", unpacking=8.0),
+    notes=(
+        "zero points are stored less one (version 1) unless some are not in the middle; those of version 2 are read by "
+        "GPTQModel 0.9 and later",
+        "load it in float16: its usual type on the CPU, bfloat16, rounds the scales",
+        "3 bits are packed in two ways that carry one name, and are not written",
+    ),
+    snippet="""\
+# pip install gptqmodel
+import torch
+from gptqmodel import GPTQModel
+
+model = GPTQModel.load("{path}", dtype=torch.float16)
+""",
+    probe="gptqmodel.py",
+    modules=("gptqmodel",),
+)
+
+VLLM_GPTQ = Engine(
+    name="vllm-gptq",
+    file_format="gptq",
+    checked_with={"vllm": "0.33.0"},
+    evidence="read",
+    reads=Grids(bits=frozenset({4, 8}), asymmetric_bits=frozenset(), group_sizes=frozenset({32, 64, 128})),
+    dtypes=frozenset({"float16"}),
+    roles=frozenset({"linear"}),
+    least_outputs=64,
+    least_inputs=128,
+    sizes_multiple=32,
+    memory=Memory(weights="stored", unpacking=1.0),
+    fused_groups=True,
+    notes=("read from its sources, not run here: load the result once before relying on it",),
+    snippet="""\
+# pip install vllm
+vllm serve "{path}"
+""",
+)
+
+PYTORCH = Engine(
+    name="pytorch",
+    file_format="dense",
+    checked_with={"torch": "2.13.0", "transformers": "5.23.0"},
+    evidence="loaded",
+    reads=Floats(),
+    dtypes=frozenset({"float16", "bfloat16", "float32"}),
+    roles=frozenset({"linear", "embedding", "head"}),
+    memory=Memory(weights="dense"),
+    notes=("floats alone: nothing becomes smaller; for tools that know of no codes",),
+    snippet="""\
+# pip install transformers
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("{path}", dtype="auto")
+""",
+)
+
+ENGINES = (
+    TRANSFORMERS, VLLM, LLAMA_CPP, GPTQMODEL, VLLM_GPTQ, ONNXRUNTIME, ONNXRUNTIME_INT8, PYTORCH
+)  # fmt: skip

@@ -12,7 +12,9 @@ from typing import Protocol, runtime_checkable
 from pennyweight.errors import UnknownName
 from pennyweight.export.accounting import Accounting
 from pennyweight.export.compressed_tensors.files import CompressedTensorsFiles
+from pennyweight.export.dense.files import DenseFiles
 from pennyweight.export.gguf.files import GGUFFiles
+from pennyweight.export.gptq.files import GPTQFiles
 from pennyweight.export.onnx.files import OnnxFiles
 from pennyweight.formats import Compressed, Format, Part
 from pennyweight.network.network import Network, Site
@@ -96,8 +98,28 @@ class Files(Protocol):
 
 FILES: Mapping[str, Files] = {
     files.name: files
-    for files in (CompressedTensorsFiles(), GGUFFiles(), OnnxFiles(), OnnxFiles(name="onnx-int8", level=4))
+    for files in (
+        CompressedTensorsFiles(),
+        GGUFFiles(),
+        GPTQFiles(),
+        OnnxFiles(),
+        OnnxFiles(name="onnx-int8", level=4),
+        DenseFiles(),
+    )
 }
+
+
+@runtime_checkable
+class StoresParts(Protocol):
+    """A source that can say what is stored of a tensor, not only what it stands for."""
+
+    def read_part(self, name: str) -> Part:
+        """Codes and scales, exactly as they are stored.
+
+        Raises:
+            InvalidModel: there is no such tensor, or it is stored as something that no format of ours is.
+        """
+        ...
 
 
 def files_of(file_format: str) -> Files:

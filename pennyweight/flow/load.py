@@ -8,7 +8,7 @@ import torch
 
 from pennyweight.errors import InvalidMeasurement, InvalidWeights
 from pennyweight.export import FILES
-from pennyweight.export.gptq.source import GPTQSource, is_gptq
+from pennyweight.export.gptq.awq import AWQSource, is_awq
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.network.finding.trace import load_network
 from pennyweight.network.network import Network
@@ -40,8 +40,9 @@ def load(model: str | Path, *, allow_network: bool = False) -> Network:
     """Sites and edges of a model; the weights stay on disk.
 
     Args:
-        model: a Hugging Face directory (safetensors, sharded or not; compressed-tensors and GPTQ too), a GGUF file, an
-            ONNX file (it has no sites: it can be scored and not compressed), or a hub id when the network may be used.
+        model: a Hugging Face directory (safetensors, sharded or not; compressed-tensors, GPTQ and AWQ too), a GGUF
+            file, an ONNX file (it has no sites: it can be scored and not compressed), or a hub id when the network may
+            be used.
         allow_network: whether a hub id may be downloaded.
 
     Raises:
@@ -53,8 +54,8 @@ def load(model: str | Path, *, allow_network: bool = False) -> Network:
     path = find_model(model, allow_network=allow_network)
     if path.is_file() and path.suffix.lower() == ".onnx":
         return open_onnx(path)
-    if path.is_dir() and is_gptq(path):
-        return load_network(GPTQSource(path))
+    if path.is_dir() and is_awq(path):
+        return load_network(AWQSource(path))
     for files in FILES.values():
         if (source := files.opens(path)) is not None:
             return load_network(source)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pennyweight import catalogue
 from pennyweight.budget import Budget
 from pennyweight.errors import InfeasibleBudget, InvalidBudget, InvalidFormat, InvalidMethod, InvalidPlan, UnknownName
-from pennyweight.export.compressed_tensors.files import HEADERS
+from pennyweight.export.checkpoint import HEADERS
 from pennyweight.export.engines import Engine, find
 from pennyweight.flow.options import Table
 from pennyweight.formats import Dense, Grid

@@ -203,8 +203,13 @@ def predictor(method: str, kinds: Sequence[type[Format]] = (Grid,)) -> Any:
 
     Raises:
         UnknownName: no quantizer has this name.
-        InvalidMethod: it does not write all of these formats.
+        InvalidMethod: it does not write all of these formats, or they are floats alone.
     """
+    if tuple(kinds) == (Dense,):
+        raise InvalidMethod(
+            "an engine that reads floats alone leaves nothing to choose", expected="an engine that reads codes",
+            mend="compress for such an engine, then pennyweight export DIR OUT --to dense", site="--for",
+        )  # fmt: skip
     quantizer = catalogue.find(method, "quantization")
     if not _takes(quantizer, kinds):
         able = [kind.name for kind in catalogue.classes("quantization") if _takes(kind, kinds)]

@@ -18,6 +18,7 @@ from pennyweight.flow.certifying import record
 from pennyweight.flow.certifying.claims import Asked, is_discrete
 from pennyweight.flow.certifying.judge import Evidence, claims, fingerprints_of, judge_evidence
 from pennyweight.flow.certifying.rules import Rules, drawn_order, lot_of
+from pennyweight.flow.converting import carry
 from pennyweight.flow.rewrite import LARGEST_CHANGE
 from pennyweight.methods.multiplicity import AlphaLedger
 from pennyweight.numerics.hashing import of_value
@@ -54,6 +55,9 @@ def verify(directory: str | Path) -> Verified:
             "there is no such directory", expected="an artifact", mend="check the path", site=str(directory)
         )
     count = artifact.check_seal(directory)
+    if carry.is_converted(directory):
+        carried, units = carry.check(directory)
+        return Verified(files=count, units=units, certificate=carried)
     stored = record.read_certificate(directory)
     asked, parts, rules, weights = record.read_evidence(directory)
     try:
@@ -70,7 +74,7 @@ def verify(directory: str | Path) -> Verified:
             site=str(directory),
         ) from error  # fmt: skip
     _check_fingerprints(directory, stored, parts, weights)
-    if different := _differences(msgspec.to_builtins(stored), msgspec.to_builtins(again), ""):
+    if different := record.differences(msgspec.to_builtins(stored), msgspec.to_builtins(again), ""):
         raise VerificationFailed(
             f"the certificate does not follow from its evidence: {', '.join(different[:5])}",
             expected="the same values when it is computed again",
@@ -82,7 +86,7 @@ def verify(directory: str | Path) -> Verified:
     true: dict[str, Any] = {} if text is None else dict(msgspec.to_builtins(claims(again, text)))
     if not is_bare(directory):
         true["bytes_after"] = artifact.size_on_disk(directory)
-    wrong = _differences(true, told, "") if isinstance(told, dict) else ["nothing"]
+    wrong = record.differences(true, told, "") if isinstance(told, dict) else ["nothing"]
     if wrong:
         raise VerificationFailed(
             f"the summary says other than the certificate: {', '.join(wrong[:5])}",
@@ -178,17 +182,6 @@ def _check_rewrites(directory: Path, run: Any, plan: Plan) -> None:
             expected="the same rewrites in plan.toml, run.json and rewrite.json, none of which changed the function",
             mend="restore it from a copy", site=str(directory),
         )  # fmt: skip
-
-
-def _differences(true: Any, told: Any, name: str) -> list[str]:
-    """Names of values that are not equal; roots and logarithms may differ in their last bits."""
-    if isinstance(true, dict) and isinstance(told, dict):
-        return [d for key in true for d in _differences(true[key], told.get(key), f"{name}.{key}".lstrip("."))]
-    if isinstance(true, list) and isinstance(told, list) and len(true) == len(told):
-        return [d for i, pair in enumerate(zip(true, told, strict=True)) for d in _differences(*pair, f"{name}[{i}]")]
-    if isinstance(true, float) and isinstance(told, float):
-        return [] if math.isclose(true, told, rel_tol=1e-9, abs_tol=1e-12) else [name]
-    return [] if true == told else [name]
 
 
 def _plan(directory: Path) -> Plan:

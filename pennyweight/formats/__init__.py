@@ -5,6 +5,7 @@ from __future__ import annotations
 from pennyweight.errors import UnknownName
 from pennyweight.formats.affine import Affine
 from pennyweight.formats.binary import Binary
+from pennyweight.formats.conversion import Numbers
 from pennyweight.formats.dense import Dense
 from pennyweight.formats.fairy2i import Fairy2i
 from pennyweight.formats.format import (
@@ -33,6 +34,7 @@ from pennyweight.formats.sharing import Sharing
 from pennyweight.formats.ternary import Ternary
 from pennyweight.formats.two_shifts import TwoShifts
 from pennyweight.formats.vectors import VectorFit, Vectors
+from pennyweight.formats.whole import Whole
 
 FORMATS: tuple[type[Format], ...] = (
     Affine,
@@ -75,8 +77,38 @@ def parse(label: str) -> Format:
 
 
 __all__ = [
-    "FORMATS", "NVFP4", "Affine", "Binary", "Columns", "Compressed", "Dense", "Fairy2i", "Field", "Fitted", "Format",
-    "Grid", "KMeans", "KQuant", "Lattice", "Legacy", "Linear", "Logarithmic", "Microscaling", "Minifloat", "Part",
-    "Progressive", "Refittable", "ResidualBinary", "Scalar", "Scales", "Sharing", "TernaryBlocks", "TwoShifts",
-    "VectorFit", "Vectors", "parse",
+    "FORMATS",
+    "NVFP4",
+    "Affine",
+    "Binary",
+    "Columns",
+    "Compressed",
+    "Dense",
+    "Fairy2i",
+    "Field",
+    "Fitted",
+    "Format",
+    "Grid",
+    "KMeans",
+    "KQuant",
+    "Lattice",
+    "Legacy",
+    "Linear",
+    "Logarithmic",
+    "Microscaling",
+    "Minifloat",
+    "Numbers",
+    "Part",
+    "Progressive",
+    "Refittable",
+    "ResidualBinary",
+    "Scalar",
+    "Scales",
+    "Sharing",
+    "TernaryBlocks",
+    "TwoShifts",
+    "VectorFit",
+    "Vectors",
+    "Whole",
+    "parse",
 ]  # fmt: skip

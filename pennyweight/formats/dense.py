@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pennyweight.errors import InvalidFormat
 from pennyweight.formats.format import Field, Format, Part
+from pennyweight.formats.whole import Whole
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -65,6 +66,12 @@ class Dense(Format):
                 mend="store dense tensors as bfloat16: --dtype bfloat16",
             )
         return Part(self, {"values": values})
+
+    def hold(self, weight: Float[Tensor, "out in"], whole: Whole | None) -> Part | None:
+        """Numbers that the type has; see `Format.hold`."""
+        del whole
+        values = weight.to(DTYPES[self.dtype])
+        return Part(self, {"values": values}) if torch.equal(values.float(), weight.float()) else None
 
     def decode(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Float[Tensor, ...]:
         """The elements in float32."""

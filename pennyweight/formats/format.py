@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pennyweight.errors import InvalidFormat
 from pennyweight.formats.sharing import Sharing
+from pennyweight.formats.whole import Whole
 from pennyweight.numerics.packing import pack_codes, unpack_codes
 
 
@@ -148,6 +149,25 @@ class Format(ABC):
     def lattice(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Lattice | None:
         """The same numbers as codes, steps and offsets, up to rounding in float32; None where they are not even, or
         rows share a step."""
+        del tensors, shape
+        return None
+
+    def whole(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Whole | None:
+        """What is stored as whole numbers times steps; None where it is nothing of the kind."""
+        del tensors, shape
+        return None
+
+    def hold(self, weight: Float[Tensor, "out in"], whole: Whole | None) -> Part | None:
+        """Store exactly these numbers, without rounding; None where this format has no room for them.
+
+        Args:
+            weight: float32.
+            whole: the same numbers as whole ones, where they are that.
+
+        Raises:
+            InvalidFormat: it does not fit this shape.
+        """
+        del weight, whole
         return None
 
     @property

@@ -18,8 +18,16 @@ from torch import Tensor
 
 from pennyweight.errors import InvalidFormat
 from pennyweight.formats.format import Field, Lattice, Part, Scalar
-from pennyweight.formats.scale_types import SCALE_TYPES, check_scale_type, read_scale, round_scale, write_scale
+from pennyweight.formats.scale_types import (
+    SCALE_TYPES,
+    check_scale_type,
+    exact_scale,
+    read_scale,
+    round_scale,
+    write_scale,
+)
 from pennyweight.formats.sharing import Sharing
+from pennyweight.formats.whole import Whole
 from pennyweight.numerics.integer import Operand
 
 NARROWEST = {2: 0.40, 3: 0.52, 4: 0.64, 5: 0.74, 6: 0.82, 7: 0.88, 8: 0.92}  # narrower clips never won
@@ -209,6 +217,33 @@ class Grid(Scalar):
             return ((codes - zero) * scale[..., None]).reshape(shape)
         zero = zero if isinstance(zero, int) else self.sharing.spread(zero, shape)
         return (codes - zero) * self.sharing.spread(scale, shape)
+
+    def whole(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Whole | None:
+        """Codes, zero points and scales, unless blocks stand over the edge."""
+        if shape[1] % self.sharing.width(shape[1]):
+            return None
+        step = self.sharing.by_column(read_scale(tensors["scale"], self.scale_dtype), shape).T.contiguous()
+        zero = torch.full(step.shape, self.levels // 2, dtype=torch.int16)
+        if not self.symmetric:
+            zero = self.sharing.by_column(tensors["zero_point"].float(), shape).T.to(torch.int16)
+        return Whole(tensors["codes"].reshape(shape).to(torch.int16), zero, step)
+
+    def hold(self, weight: Float[Tensor, "out in"], whole: Whole | None) -> Part | None:
+        """Whole numbers without an offset, as wide as the codes; see `Format.hold`."""
+        self.sharing.tiles(weight.shape)
+        tiled = None if whole is None else whole.tiled(self.sharing)
+        around = None if tiled is None else tiled.around_zero()
+        scale = None if around is None else exact_scale(around.step, self.scale_dtype)
+        if around is None or scale is None:
+            return None
+        if self.symmetric:
+            codes = around.centred(self.levels // 2, self.levels - 1)
+            return None if codes is None else Part(self, {"codes": codes, "scale": scale})
+        for way in around.zeros(self.levels - 1):
+            if int(way.zero.min()) >= 0 and int(way.zero.max()) < self.levels:
+                codes, zero = way.codes.to(torch.uint8), way.zero.to(torch.uint8)
+                return Part(self, {"codes": codes, "scale": scale, "zero_point": zero})
+        return None
 
     def operand(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Operand:
         """The stored weight as the right side of a product of whole numbers, codes moved to int8.

@@ -14,8 +14,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from pennyweight.formats.format import Field, Part, Scalar
-from pennyweight.formats.scale_types import SCALE_TYPES, read_scale, round_scale, write_scale
+from pennyweight.formats.scale_types import SCALE_TYPES, exact_scale, read_scale, round_scale, write_scale
 from pennyweight.formats.sharing import Sharing
+from pennyweight.formats.whole import LARGEST, Whole
 
 CANDIDATES = 24
 CHUNK = 1 << 18  # weights searched at once: small enough to stay in the cache
@@ -102,6 +103,40 @@ class Levels(Scalar):
         """values[code] · scale in float32."""
         numbers = self.values()[tensors["codes"].reshape(shape).long()]
         return numbers.mul_(self.sharing.spread(self.scales(tensors), shape))
+
+    def whole(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Whole | None:
+        """Multiples of the smallest number, where all are that."""
+        unit, multiples = self._multiples()
+        if multiples is None or shape[1] % self.sharing.width(shape[1]):
+            return None
+        step = self.sharing.by_column(self.scales(tensors), shape).T.contiguous() * unit
+        codes = multiples[tensors["codes"].reshape(shape).long()].to(torch.int16)
+        return Whole(codes, torch.zeros(step.shape, dtype=torch.int16), step)
+
+    def hold(self, weight: Float[Tensor, "out in"], whole: Whole | None) -> Part | None:
+        """Whole numbers that are on the list; formats with more than one scale a tile hold nothing of others'."""
+        unit, multiples = self._multiples()
+        tiled = None if whole is None or multiples is None else whole.tiled(self.sharing)
+        around = None if tiled is None else tiled.around_zero()
+        if around is None or len(self.fields(tuple(weight.shape))) != 2:
+            return None
+        assert multiples is not None
+        wanted, scale = around.numbers.float(), exact_scale(around.step / unit, self.scale_dtype)
+        codes = torch.searchsorted(multiples, wanted).clamp_(max=self.levels - 1)
+        if scale is None or not torch.equal(multiples[codes], wanted):
+            return None
+        return Part(self, {"codes": codes.to(torch.uint8), "scale": scale})
+
+    def _multiples(self) -> tuple[float, Tensor | None]:
+        """The smallest size among the numbers, and all of them in units of it; None where they are no multiples."""
+        values = self.values()
+        sizes = values.abs()
+        if not bool((sizes > 0).any()):
+            return 1.0, None
+        unit = float(sizes[sizes > 0].min())
+        multiples = values / unit
+        whole = torch.equal(multiples, multiples.round()) and float(multiples.abs().max()) <= LARGEST
+        return unit, multiples if whole else None
 
 
 @dataclass(frozen=True, eq=False)

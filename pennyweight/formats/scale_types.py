@@ -73,6 +73,14 @@ def write_scale(scale: Float[Tensor, ...], name: str) -> Tensor:
     return scale.to(SCALE_TYPES[name])
 
 
+def exact_scale(scale: Float[Tensor, ...], name: str) -> Tensor | None:
+    """Scales in the type they are stored in; None where it does not hold them exactly."""
+    if name == "e8m0" and not bool((scale > 0).all()):
+        return None
+    stored = write_scale(scale, name)
+    return stored if torch.equal(read_scale(stored, name), scale) else None
+
+
 def read_scale(stored: Tensor, name: str) -> Float[Tensor, ...]:
     """Stored scales in float32."""
     if name == "e8m0":

@@ -194,8 +194,9 @@ def test_inspect_tells_what_is_there(trained: Callable[[str], Path], run: Callab
 def test_list_names_what_works(run: Callable[..., tuple[int, str, str]]) -> None:
     value = json.loads(run("list", "--json")[1])
     assert {"gptq", "round_to_nearest", "integer_program", "uniform"} <= {row["name"] for row in value["methods"]}
-    engines = {"transformers", "vllm", "llama.cpp", "onnxruntime", "onnxruntime-int8"}
-    assert {row["name"] for row in value["engines"]} == engines
+    assert {row["name"] for row in value["engines"]} == {
+        "transformers", "vllm", "llama.cpp", "gptqmodel", "vllm-gptq", "onnxruntime", "onnxruntime-int8", "pytorch",
+    }  # fmt: skip
     assert all(row["what"] and row["paper"] for row in value["methods"])
 
 

@@ -77,6 +77,10 @@ def test_vllm_needs_one_whole_tile() -> None:
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: cast(Engine, engine).name)
 def test_embeddings_stay_dense_and_so_does_what_is_tied_to_them(engine: Engine) -> None:
     grid = engine.menu([576], "float16")[-1]
+    if isinstance(grid, Dense):
+        assert engine.refuses(site(role="embedding", name="embed"), grid, TIED) is None
+        assert "floats" in str(engine.refuses(site(role="embedding", name="embed"), Grid(bits=8), UNTIED))
+        return
     if engine.tables:
         assert engine.refuses(site(role="embedding", name="embed"), grid, TIED) is None
         return
@@ -95,6 +99,7 @@ def test_only_transformers_takes_a_quantized_head() -> None:
 def test_only_vllm_joins_sites_and_takes_no_wide_dense_tensors() -> None:
     assert {engine.name: engine.fused_groups for engine in ENGINES} == {
         "transformers": False, "vllm": True, "llama.cpp": False, "onnxruntime": False, "onnxruntime-int8": False,
+        "gptqmodel": False, "vllm-gptq": True, "pytorch": False,
     }  # fmt: skip
     assert find("transformers").refuses(site(), Dense(dtype="float32"), UNTIED) is None
     assert "float32" in str(find("vllm").refuses(site(), Dense(dtype="float32"), UNTIED))
@@ -112,7 +117,8 @@ def test_names() -> None:
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: cast(Engine, engine).name)
 def test_every_row_says_how_to_load_and_what_it_was_checked_with(engine: Engine) -> None:
     assert '"some/small' in how_to_load(engine, Path("some/small"))
-    assert engine.version.startswith(engine.name.replace(".", "-").removesuffix("-int8"))
+    package = {"llama.cpp": "llama-cpp-python", "vllm-gptq": "vllm", "pytorch": "torch"}.get(engine.name, engine.name)
+    assert engine.version.startswith(f"{package.removesuffix('-int8')} ")
     assert all(version[0].isdigit() for version in engine.checked_with.values())
 
 

@@ -6,14 +6,13 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from pennyweight.export.accounting import Accounting
+from pennyweight.export.checkpoint import beside_bytes
 from pennyweight.export.compressed_tensors import layout
 from pennyweight.export.compressed_tensors.source import CompressedTensorsSource, is_compressed_tensors
 from pennyweight.export.compressed_tensors.write import write
 from pennyweight.export.uncompressed import dense_bytes
 from pennyweight.formats import Compressed, Dense, Format, Part
 from pennyweight.network.network import Network, Site
-
-HEADERS = 65_536  # bytes of headers, config and index beside the tensors; the exact number is known once written
 
 
 class CompressedTensorsFiles:
@@ -52,8 +51,7 @@ class CompressedTensorsFiles:
     def beside(self, network: Network, dtype: str) -> int:
         """What is copied, and enough for headers."""
         del dtype
-        copied = network.source.auxiliary().values()
-        return HEADERS + sum(len(file) if isinstance(file, bytes) else file.stat().st_size for file in copied)
+        return beside_bytes(network)
 
     def check(self, network: Network, formats: Mapping[str, Format], dtype: str) -> None:
         """Formats alone: any network can be written."""

@@ -1,1 +1,1 @@
-"""GPTQ checkpoints of other toolkits, read."""
+"""GPTQ checkpoints: what GPTQModel and vLLM load. `source.py` shares no code with `write.py`."""

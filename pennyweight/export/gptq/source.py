@@ -12,22 +12,23 @@ wrapped around, or 2^bits; readers disagree, so it is refused.
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from pennyweight.errors import InvalidModel
 from pennyweight.formats import Grid, Part
+from pennyweight.formats.dense import DTYPES
 from pennyweight.network.sources.source import SafetensorsSource, TensorInfo, find_tensor, read_json_object
 from pennyweight.numerics.packing import unpack_int32, words_of
 
-METHOD = "gptq"
 FORMATS = {"gptq": 1, "gptq_v2": 0}  # what is added to a stored zero point
 WIDTHS = (2, 4, 8)  # three bits are packed in more than one way
 ROLES = ("qweight", "qzeros", "scales", "g_idx")
@@ -39,13 +40,22 @@ def is_gptq(directory: str | os.PathLike[str]) -> bool:
     Raises:
         CorruptFile: config.json is there and is not JSON.
     """
+    return quantized_by(directory) == GPTQSource.method
+
+
+def quantized_by(directory: str | os.PathLike[str]) -> str | None:
+    """The method that config.json in this directory names; None where there is none.
+
+    Raises:
+        CorruptFile: config.json is there and is not JSON.
+    """
     path = Path(directory) / "config.json"
     quantization = read_json_object(path).get("quantization_config") if path.is_file() else None
-    return isinstance(quantization, dict) and quantization.get("quant_method") == METHOD
+    return str(quantization.get("quant_method")) if isinstance(quantization, dict) else None
 
 
 @dataclass(frozen=True)
-class _Packed:
+class Packed:
     """One quantized weight: code width, shape, number of groups, and its parts' names by role."""
 
     bits: int
@@ -66,12 +76,15 @@ class GPTQSource:
         InvalidModel: stored in a way we cannot read; the message names it.
     """
 
+    method: ClassVar[str] = "gptq"
+    title: ClassVar[str] = "GPTQ"
+
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self._files = SafetensorsSource(directory)
         self.path = self._files.path
         quantization = self._files.config.get("quantization_config")
-        if not isinstance(quantization, dict) or quantization.get("quant_method") != METHOD:
-            raise self._refusal("config.json has no GPTQ section")
+        if not isinstance(quantization, dict) or quantization.get("quant_method") != self.method:
+            raise self._refusal(f"config.json has no {self.title} section")
         self.config: Mapping[str, Any] = MappingProxyType(
             {k: v for k, v in self._files.config.items() if k != "quantization_config"}
         )
@@ -92,44 +105,63 @@ class GPTQSource:
         if name not in self._packed:
             return self._files.read(name)
         codes, zeros, scales, group = self._stored(name)
-        return (codes.float() - zeros.float()[:, group]) * scales.float()[:, group]
+        return (codes.float() - zeros.float().T[:, group]) * scales.float().T[:, group]
 
     def read_part(self, name: str) -> Part:
-        """Codes, scales and zero points as one of our grids.
+        """Codes, scales and, unless all of them are in the middle, zero points, as a grid.
 
         Raises:
-            InvalidModel: there is no such tensor, or it is stored dense, or with columns out of order.
+            InvalidModel: there is no such tensor, it is stored dense, or with inputs of a group apart.
         """
         find_tensor(self.tensors, name, self.path)
         if name not in self._packed:
             raise self._refusal("it is stored dense", name, expected="the name of a quantized weight")
         codes, zeros, scales, group = self._stored(name)
-        size = codes.shape[1] // scales.shape[1]
-        if codes.shape[1] % scales.shape[1] or not torch.equal(group, torch.arange(codes.shape[1]) // size):
+        packed = self._packed[name]
+        columns, groups = packed.shape[1], packed.groups
+        dtype = str(scales.dtype).removeprefix("torch.")
+        if dtype not in DTYPES or columns % groups or not torch.equal(group, _in_order(columns, groups)):
             raise self._refusal("its columns are not in the order of their groups", name, expected="desc_act false")
-        grid = Grid(
-            bits=self._packed[name].bits, group_size=size, symmetric=False,
-            scale_dtype=str(scales.dtype).removeprefix("torch."),
-        )  # fmt: skip
-        return Part(grid, {"codes": codes, "scale": scales.contiguous(), "zero_point": zeros.contiguous()})
+        symmetric = bool((zeros == 1 << packed.bits - 1).all())
+        size = None if groups == 1 and self._whole_rows(name.removesuffix(".weight")) else columns // groups
+        grid = Grid(bits=packed.bits, group_size=size, symmetric=symmetric, scale_dtype=dtype)
+        tensors = {"codes": codes, "scale": scales.T.contiguous()}
+        if not symmetric:
+            if int(zeros.max()) >= grid.levels:
+                raise self._refusal(f"a zero point of {grid.levels}", name, expected="one that is a code")
+            tensors["zero_point"] = zeros.T.to(torch.uint8).contiguous()
+        return Part(grid, tensors)
+
+    def _whole_rows(self, module: str) -> bool:
+        """Whether the settings of a module, first match first, ask for one scale a row."""
+        settings = self._files.config["quantization_config"]
+        dynamic = settings.get("dynamic")
+        for pattern, own in dynamic.items() if isinstance(dynamic, dict) else ():
+            try:
+                if isinstance(own, dict) and re.match(pattern.removeprefix("+:"), module):
+                    settings = {**settings, **own}
+                    break
+            except re.error as error:
+                raise self._refusal(f"dynamic has the pattern {pattern!r}: {error}", module) from error
+        return not isinstance(settings.get("group_size"), int) or settings["group_size"] < 1
 
     def _stored(self, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Codes `[out, in]`, zero points and scales `[out, groups]`, and the group of every column."""
+        """Codes `[out, in]`, true zero points and scales `[groups, out]`, and the group of each input."""
         packed = self._packed[name]
         (rows, columns), bits = packed.shape, packed.bits
         raw = {role: self._files.read(stored) for role, stored in packed.stored.items()}
         codes = unpack_int32(raw["qweight"].T.contiguous(), bits, columns)
-        zeros = unpack_int32(raw["qzeros"], bits, rows)  # [groups, out]
+        zeros = unpack_int32(raw["qzeros"], bits, rows)
         if self._added and bool((zeros == (1 << bits) - 1).any()):
             raise self._refusal(
                 f"a zero point of {(1 << bits) - 1} less one", name,
                 expected="zero points below that, or checkpoint_format gptq_v2",
             )  # fmt: skip
-        return codes, (zeros + self._added).T, raw["scales"].T, self._group_of_column(name, raw.get("g_idx"))
+        return codes, zeros.to(torch.int16) + self._added, raw["scales"], self._group_of_column(name, raw.get("g_idx"))
 
     def auxiliary(self) -> Mapping[str, bytes | Path]:
         """Tokenizer, templates, model card, licence and remote code, as paths."""
-        return self._files.auxiliary()
+        return {name: file for name, file in self._files.auxiliary().items() if name != "quantize_config.json"}
 
     @property
     def fingerprint(self) -> str:
@@ -146,7 +178,7 @@ class GPTQSource:
         """How many tensors of which format."""
         counts = Counter(info.dtype for info in self.tensors.values())
         listed = ", ".join(f"{n} {dtype}" for dtype, n in counts.most_common())
-        return f"GPTQ, {len(self.tensors)} tensors: {listed}"
+        return f"{self.title}, {len(self.tensors)} tensors: {listed}"
 
     def _read_settings(self, quantization: Mapping[str, Any]) -> int:
         """What is to be added to stored zero points."""
@@ -157,15 +189,9 @@ class GPTQSource:
             raise self._refusal("codes are not packed into 32-bit words one after the other")
         return FORMATS[layout]
 
-    def _read_layout(self, module: str) -> _Packed:
+    def _read_layout(self, module: str) -> Packed:
         """Widths and sizes from the shapes: settings for single modules need no reading then."""
-        stored = {role: f"{module}.{role}" for role in ROLES if f"{module}.{role}" in self._files.tensors}
-        for role in ("qzeros", "scales"):
-            if role not in stored:
-                raise self._refusal(f"{role} is missing", module, expected="a whole GPTQ weight")
-        shapes = {role: self._files.tensors[name].shape for role, name in stored.items()}
-        if any(len(shapes[role]) != 2 for role in ("qweight", "qzeros", "scales")):
-            raise self._refusal(f"shapes {shapes}", module, expected="matrices of words and scales")
+        stored, shapes = self._stored_shapes(module, ROLES)
         (words, rows), (groups, _) = shapes["qweight"], shapes["scales"]
         config = self._files.config["quantization_config"]
         columns = shapes["g_idx"][0] if "g_idx" in shapes else words * 32 // int(config["bits"])
@@ -181,7 +207,18 @@ class GPTQSource:
                 f"{list(shapes['scales'])} do not fit together",
                 module, expected=f"codes of {', '.join(map(str, WIDTHS))} bits in int32",
             )  # fmt: skip
-        return _Packed(bits, (rows, columns), groups, stored)
+        return Packed(bits, (rows, columns), groups, stored)
+
+    def _stored_shapes(self, module: str, roles: Sequence[str]) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+        """Names and shapes of what is stored of a module, by role."""
+        stored = {role: f"{module}.{role}" for role in roles if f"{module}.{role}" in self._files.tensors}
+        for role in ("qzeros", "scales"):
+            if role not in stored:
+                raise self._refusal(f"{role} is missing", module, expected=f"a whole {self.title} weight")
+        shapes = {role: self._files.tensors[name].shape for role, name in stored.items()}
+        if any(len(shapes[role]) != 2 for role in ("qweight", "qzeros", "scales")):
+            raise self._refusal(f"shapes {shapes}", module, expected="matrices of words and scales")
+        return stored, shapes
 
     def _group_of_column(self, name: str, given: Tensor | None) -> Tensor:
         packed = self._packed[name]
@@ -189,7 +226,7 @@ class GPTQSource:
         if given is None:
             if columns % packed.groups:
                 raise self._refusal(f"{columns} inputs do not split into {packed.groups} groups", name)
-            return torch.arange(columns) // (columns // packed.groups)
+            return _in_order(columns, packed.groups)
         if given.numel() != columns or int(given.min()) < 0 or int(given.max()) >= packed.groups:
             raise self._refusal("g_idx names groups that have no scale", name, expected=f"0 to {packed.groups - 1}")
         return given.long()
@@ -211,7 +248,11 @@ class GPTQSource:
     def _refusal(self, happened: str, module: str = "", *, expected: str = "") -> InvalidModel:
         return InvalidModel(
             happened,
-            expected=expected or "a GPTQ checkpoint in the format gptq or gptq_v2",
+            expected=expected or f"{self.title} weights of a layout we read",
             mend="start from the model this one was made of, or save it as compressed-tensors or GGUF",
             site=module or str(self.path),
         )
+
+
+def _in_order(columns: int, groups: int) -> Tensor:
+    return torch.arange(columns) // (columns // groups)

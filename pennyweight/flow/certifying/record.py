@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -92,6 +93,17 @@ def read_evidence(directory: Path) -> tuple[tuple[Asked, ...], tuple[Evidence, .
             expected="evidence as it was written with the certificate", mend="restore it from a copy",
             site=str(directory / artifact.FOLDER / "evidence.json"),
         ) from error  # fmt: skip
+
+
+def differences(true: Any, told: Any, name: str) -> list[str]:
+    """Names of values that are not equal; roots and logarithms may differ in their last bits."""
+    if isinstance(true, dict) and isinstance(told, dict):
+        return [d for key in true for d in differences(true[key], told.get(key), f"{name}.{key}".lstrip("."))]
+    if isinstance(true, list) and isinstance(told, list) and len(true) == len(told):
+        return [d for i, pair in enumerate(zip(true, told, strict=True)) for d in differences(*pair, f"{name}[{i}]")]
+    if isinstance(true, float) and isinstance(told, float):
+        return [] if math.isclose(true, told, rel_tol=1e-9, abs_tol=1e-12) else [name]
+    return [] if true == told else [name]
 
 
 def _of_evidence(part: Evidence) -> dict[str, Any]:

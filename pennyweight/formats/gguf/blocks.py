@@ -19,7 +19,9 @@ from pennyweight.errors import InvalidFormat
 from pennyweight.formats.format import Field, Lattice, Part, Scalar
 from pennyweight.formats.gguf.layout import Piece, read_blocks, write_blocks
 from pennyweight.formats.gguf.numbers import Numbers
+from pennyweight.formats.scale_types import exact_scale
 from pennyweight.formats.sharing import Sharing
+from pennyweight.formats.whole import Whole
 
 SMALL = "choose q4_0, q4_1, q5_0, q5_1, q8_0 or iq4_nl, whose blocks are of 32 inputs"
 CHUNK = 1 << 17  # weights searched at once: small enough to stay in the cache
@@ -133,6 +135,48 @@ class Blocks(Scalar):
         step, offset = self.steps(tensors)
         levels = self.numbers().values[tensors["codes"].long()].reshape(*step.shape, -1)
         return levels.mul_(step[..., None]).sub_(offset[..., None]).reshape(shape)
+
+    def whole(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Whole | None:
+        """Codes and steps; codes whose numbers are uneven are those numbers themselves."""
+        step, offset = self.steps(tensors)
+        numbers = self.numbers()
+        first = 0 if not numbers.uniform else int(-numbers.values[0])
+        codes = tensors["codes"].reshape(shape).to(torch.int16)
+        if not numbers.uniform:
+            codes = numbers.values[codes.long()].to(torch.int16)
+        zero = torch.full(step.shape, first, dtype=torch.int16)
+        return Whole(codes, zero, step, -offset if bool(offset.any()) else None)
+
+    def hold(self, weight: Float[Tensor, "out in"], whole: Whole | None) -> Part | None:
+        """Numbers of this type whose steps are float16, and minima; not where sub-blocks have steps of few bits."""
+        names = {field.name for field in self.fields(tuple(weight.shape))}
+        tiled = None if whole is None else whole.tiled(self.sharing)
+        if tiled is None or names - {"codes", "scale", "minimum"}:
+            return None
+        scale = exact_scale(tiled.step, "float16")
+        if scale is None:
+            return None
+        if "minimum" in names:
+            return self._hold_minima(tiled, scale)
+        around = tiled.around_zero()
+        codes = None if around is None else self._codes_of(around)
+        return None if codes is None else Part(self, {"codes": codes, "scale": scale})
+
+    def _hold_minima(self, tiled: Whole, scale: Tensor) -> Part | None:
+        offset = 0 if tiled.offset is None else tiled.offset
+        for way in tiled.zeros(self.levels - 1):
+            minimum = exact_scale(offset - way.zero.float() * way.step, "float16")
+            if minimum is not None:
+                return Part(self, {"codes": way.codes.to(torch.uint8), "scale": scale, "minimum": minimum})
+        return None
+
+    def _codes_of(self, whole: Whole) -> Tensor | None:
+        numbers = self.numbers()
+        if numbers.uniform:
+            return whole.centred(int(-numbers.values[0]), self.levels - 1)
+        wanted = whole.numbers.float()
+        codes = torch.searchsorted(numbers.values, wanted).clamp_(max=self.levels - 1)
+        return codes.to(torch.uint8) if torch.equal(numbers.values[codes], wanted) else None
 
     def fit(
         self, weight: Float[Tensor, "out in"], *, search: bool = True, importance: Float[Tensor, " in"] | None = None

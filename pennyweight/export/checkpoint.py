@@ -1,0 +1,275 @@
+"""Write a model directory: safetensors, one or several, config.json and what else belongs beside it, tensor by tensor.
+
+What a compressed tensor looks like in it, and what config.json says of that, is the business of each kind of files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pennyweight.errors import InvalidFormat, InvalidOutput
+from pennyweight.export.accounting import Accounting, Row
+from pennyweight.export.safetensors_stream import Entry, ShardWriter, is_written, write_file
+from pennyweight.export.uncompressed import check_equal, dense_dtype, tied_to
+from pennyweight.formats import Compressed, Dense, Format, Part
+from pennyweight.network.network import Network, Site
+from pennyweight.network.sources.source import INDEX, TensorInfo
+from pennyweight.numerics.hashing import of_bytes
+
+SHARD_BYTES = 2_000_000_000
+HEADERS = 65_536  # bytes of headers, config and index beside the tensors; the exact number is known once written
+
+
+@dataclass(frozen=True)
+class Item:
+    """One tensor of the source, and what it becomes; `site` and `format` say that it is compressed."""
+
+    info: TensorInfo
+    action: str
+    reason: str
+    entries: tuple[Entry, ...]
+    site: Site | None = None
+    format: Format | None = None
+
+    @property
+    def bytes(self) -> int:
+        """In the files' data sections."""
+        return sum(entry.bytes for entry in self.entries)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How one kind of files holds a compressed tensor.
+
+    Args:
+        entries: what a site becomes, its shape and format given: tensors by name.
+        tensors: those tensors, in the order of the entries, of what was made of the site.
+        config: of config.json, besides what the source's says: of the compressed sites.
+        beside: other files, by relative name.
+    """
+
+    entries: Callable[[Site, Format], tuple[Entry, ...]]
+    tensors: Callable[[Site, Part], Iterator[Tensor]]
+    config: Callable[[Network, Sequence[Item]], Mapping[str, Any]]
+    beside: Callable[[Network, Sequence[Item]], Mapping[str, bytes]] = field(default=lambda _network, _items: {})
+
+
+def check_site(name: str, network: Network) -> Site:
+    """A site that can be compressed in a model directory: a layer with a tensor of its own.
+
+    Raises:
+        InvalidFormat: there is none of this name, or it is an embedding table or shares one.
+    """
+    sites = network.by_name
+    if name not in sites:
+        raise InvalidFormat("there is no such site", expected=f"one of {len(sites)} sites", site=name)
+    site = sites[name]
+    stored = network.stored_name(site.parameter)
+    tied = any(stored in names for names in network.tied)
+    if tied or site.role == "embedding":
+        raise InvalidFormat(
+            "an embedding table cannot be loaded from packed codes" if not tied else "it shares its tensor",
+            expected="a linear layer with a tensor of its own",
+            mend="keep it dense",
+            site=name,
+        )
+    return site
+
+
+def items_of(network: Network, formats: Mapping[str, Format], dtype: str, layout: Layout) -> list[Item]:
+    """Every tensor of the source: embedding, blocks, norm and head, then what the network does not know."""
+    source = network.source
+    sites = {network.stored_name(site.parameter): site for site in reversed(network.sites)}
+    first = [n for n in network.outer if n in sites and sites[n].role == "embedding"]
+    inside = [name for block in network.blocks for name in block.parameters]
+    order = dict.fromkeys(network.stored_name(name) for name in [*first, *inside, *network.outer])
+    copies = {name: tied_to(name, network) for name in source.tensors}
+    items = []
+    for name in [*order, *(name for name in source.tensors if name not in order)]:
+        info, site = source.tensors[name], sites.get(name)
+        if (kept := copies[name]) is not None:
+            check_equal(name, kept, network)
+            items.append(Item(info, "dropped", f"the same tensor as {kept}", ()))
+        elif site is not None and site.name in formats:
+            format = formats[site.name]
+            items.append(Item(info, "transformed", format.label(), layout.entries(site, format), site, format))
+        else:
+            stored = dense_dtype(info, dtype)
+            action, reason = ("kept", "") if stored == info.dtype else ("cast", f"{info.dtype} to {stored}")
+            items.append(Item(info, action, reason, (Entry(name, stored, info.shape),)))
+    return items
+
+
+def write_directory(
+    network: Network,
+    items: Sequence[Item],
+    compressed: Callable[[Site], Compressed],
+    out: Path,
+    layout: Layout,
+    *,
+    dtype: str,
+    shard_bytes: int = SHARD_BYTES,
+    auxiliary: Mapping[str, bytes | Path] | None = None,
+    on_tensor: Callable[[str, int], None] | None = None,
+) -> Accounting:
+    """Write a checkpoint; one tensor in memory at a time.
+
+    Files appear under their final names only when they are whole, config.json last. Files that are there already are
+    not made again, so a run that was killed goes on where it stopped; the bytes do not depend on that.
+
+    Args:
+        network: what is written; its source gives the tensors that are not compressed.
+        items: see `items_of`.
+        compressed: called once for each compressed site whose file is not there yet, in the order of the file.
+        out: directory, made if need be.
+        layout: of compressed sites.
+        dtype: of the model: float16, bfloat16 or float32.
+        shard_bytes: bytes of tensors in one file, unless a single tensor takes more.
+        auxiliary: files to copy, by relative name; those of the source by default.
+        on_tensor: called with the name of each tensor of the source, and its bytes in the output, when it is done.
+
+    Raises:
+        InvalidFormat: a site was compressed in another format than the item says, or a tensor overflows its type.
+        InvalidOutput: the directory holds other weights, or cannot be written to.
+        DiskFull: no space left; no half-written file is left under a final name.
+    """
+    shards = shards_of([item for item in items if item.entries], shard_bytes)
+    names = shard_names(len(shards))
+    _check_directory(out, names)
+    copied = network.source.auxiliary() if auxiliary is None else auxiliary
+    hashes = {name: _copy(out / name, content) for name, content in sorted(copied.items())}
+    for name, shard in zip(names, shards, strict=True):
+        _write_shard(out / name, shard, network, compressed, layout, on_tensor)
+    if len(shards) > 1:
+        where = {
+            e.name: name for name, shard in zip(names, shards, strict=True) for item in shard for e in item.entries
+        }
+        total = sum(item.bytes for item in items)
+        write_file(out / INDEX, json_bytes({"metadata": {"total_size": total}, "weight_map": where}))
+    for name, data in layout.beside(network, items).items():
+        write_file(out / name, data)
+    config = {k: v for k, v in network.source.config.items() if k not in ("quantization_config", "torch_dtype")}
+    write_file(out / "config.json", json_bytes({**config, "dtype": dtype, **layout.config(network, items)}))
+    rows = tuple(
+        Row(name=item.info.name, action=item.action, reason=item.reason,
+            bytes_before=item.info.bytes, bytes_after=item.bytes)
+        for item in items
+    )  # fmt: skip
+    return Accounting(
+        rows=rows, expected=tuple(network.source.tensors),
+        written=sum(_data_bytes(out / name) for name in names), auxiliary=hashes,
+    )  # fmt: skip
+
+
+def beside_bytes(network: Network) -> int:
+    """Bytes beside all tensor data: what is copied, and enough for headers."""
+    copied = network.source.auxiliary().values()
+    return HEADERS + sum(len(file) if isinstance(file, bytes) else file.stat().st_size for file in copied)
+
+
+def shards_of(items: Sequence[Item], limit: int) -> list[list[Item]]:
+    """Consecutive items, as many as fit; everything of one site lies in one file."""
+    shards: list[list[Item]] = [[]]
+    size = 0
+    for item in items:
+        if shards[-1] and size + item.bytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(item)
+        size += item.bytes
+    return shards
+
+
+def shard_names(count: int) -> list[str]:
+    """As the reference library calls them."""
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """A configuration as it is written: sorted, so that equal ones are equal files."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _check_directory(out: Path, names: Sequence[str]) -> None:
+    ours = {*names, *([INDEX] if len(names) > 1 else [])}
+    found = [*out.glob("*.safetensors"), *out.glob("*.safetensors.index.json")] if out.is_dir() else []
+    foreign = sorted(file.name for file in found if file.name not in ours)
+    if foreign:
+        raise InvalidOutput(
+            f"holds {foreign[0]}, which is not of this model",
+            expected="an empty directory, or one that the same command left unfinished",
+            mend="choose another output directory",
+            site=str(out),
+        )
+
+
+def _copy(path: Path, content: bytes | Path) -> str:
+    data = content if isinstance(content, bytes) else content.read_bytes()
+    write_file(path, data)
+    return of_bytes(data)
+
+
+def _write_shard(
+    path: Path,
+    items: Sequence[Item],
+    network: Network,
+    compressed: Callable[[Site], Compressed],
+    layout: Layout,
+    on_tensor: Callable[[str, int], None] | None,
+) -> None:
+    entries = [entry for item in items for entry in item.entries]
+    if is_written(path, entries):
+        for item in items if on_tensor else ():
+            on_tensor(item.info.name, item.bytes)  # type: ignore[misc]
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ShardWriter(path, entries) as writer:
+        for item in items:
+            for entry, tensor in zip(item.entries, _tensors(item, network, compressed, layout), strict=True):
+                writer.put(entry.name, tensor)
+            if on_tensor:
+                on_tensor(item.info.name, item.bytes)
+
+
+def _tensors(
+    item: Item, network: Network, compressed: Callable[[Site], Compressed], layout: Layout
+) -> Iterator[Tensor]:
+    if item.site is not None and item.format is not None:
+        yield from layout.tensors(item.site, _part(item.site, item.format, compressed(item.site)))
+        return
+    tensor = network.source.read(item.info.name)
+    yield _rounded(item, tensor) if item.action == "cast" else tensor
+
+
+def _rounded(item: Item, tensor: Tensor) -> Tensor:
+    try:
+        return Dense(dtype=item.entries[0].dtype).store(tensor).tensors["values"]
+    except InvalidFormat as error:
+        error.site = item.info.name
+        raise
+
+
+def _part(site: Site, format: Format, compressed: Compressed) -> Part:
+    part = compressed.parts[0]
+    if len(compressed.parts) != 1 or part.format != format:
+        found = " + ".join(part.format.label() for part in compressed.parts)
+        raise InvalidFormat(
+            f"was compressed as {found}",
+            expected=f"one part in {format.label()}, as planned",
+            mend="these files hold one format for each tensor",
+            site=site.name,
+        )
+    return part
+
+
+def _data_bytes(path: Path) -> int:
+    with path.open("rb") as file:
+        return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")

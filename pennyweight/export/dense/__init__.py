@@ -1,0 +1,1 @@
+"""Plain float checkpoints, for engines that know of nothing else."""

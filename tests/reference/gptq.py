@@ -1,0 +1,33 @@
+"""What a GPTQ checkpoint stands for, one number at a time, from the layout as it is published; no code of ours."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+
+def dequantize(directory: Path, module: str) -> NDArray[np.float32]:
+    """`[out, in]`: scales · (code − zero), with the width the config gives this module."""
+    settings = json.loads((directory / "config.json").read_text())["quantization_config"]
+    bits = settings["bits"]
+    for pattern, override in settings.get("dynamic", {}).items():
+        if re.match(pattern.removeprefix("+:"), module):
+            bits = override["bits"]
+            break
+    tensors = load_file(directory / "model.safetensors")
+    words, zeros = (tensors[f"{module}.{name}"].view(np.uint32) for name in ("qweight", "qzeros"))
+    scales, groups = tensors[f"{module}.scales"], tensors[f"{module}.g_idx"]
+    added = 1 if settings["checkpoint_format"] == "gptq" else 0
+    mask, each = (1 << bits) - 1, 32 // bits
+    weight = np.empty((words.shape[1], len(groups)), dtype=np.float32)
+    for i, group in enumerate(groups):
+        for o in range(words.shape[1]):
+            code = int(words[i // each, o]) >> (i % each * bits) & mask
+            zero = (int(zeros[group, o // each]) >> (o % each * bits) & mask) + added
+            weight[o, i] = np.float32(scales[group, o]) * np.float32(code - zero)
+    return weight
