@@ -348,8 +348,16 @@ def _judging(verb: argparse.ArgumentParser) -> None:
 
 def _search(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
-        "--for", dest="engine", default="transformers", metavar="ENGINE", help="transformers, vllm or llama.cpp"
+        "--for",
+        dest="engine",
+        default="transformers",
+        metavar="ENGINE",
+        help="whose files: pennyweight list shows all engines (%(default)s)",
     )
+    verb.add_argument(
+        "--formats", type=names, default=(), metavar="LABELS",
+        help="let plans choose from these alone, such as 'int4 g128 sym,int8 row sym'; else from the engine's menu",
+    )  # fmt: skip
     verb.add_argument("--calibration", metavar="TEXT", help=TEXT)
     verb.add_argument("--length", type=at_least(2), default=256, help="tokens in a window (%(default)s)")
     verb.add_argument(

@@ -23,7 +23,7 @@ from pennyweight.cli.running import run
 from pennyweight.cli.tails import tails
 from pennyweight.cli.workers import pool_of
 from pennyweight.errors import InvalidBudget, InvalidOutput, InvalidPlan, MissingFile
-from pennyweight.export.engines import ENGINES, find
+from pennyweight.export.engines import ENGINES
 from pennyweight.flow import artifact
 from pennyweight.flow.certifying.pair import Judging, certify_pair
 from pennyweight.flow.certifying.record import certificate_schema
@@ -121,7 +121,7 @@ def plan(arguments: Namespace) -> int:
     """Make a plan from predictions."""
     budget = _one_budget(arguments)
     settings, progress = _settings(arguments), progress_of(arguments)
-    contract = find(settings.engine)
+    contract = settings.target
     if arguments.output and (Path(arguments.output).is_dir() or not Path(arguments.output).absolute().parent.is_dir()):
         raise InvalidOutput(
             "the plan cannot be written here", expected="a file in a directory that is there",
@@ -142,7 +142,8 @@ def plan(arguments: Namespace) -> int:
             network, words.calibration, work=arguments.work or temporary, seed=settings.seed, progress=progress
         )
         made = make_plan(
-            network, statistics, budget, engine=settings.engine, dtype=settings.dtype, method=settings.method,
+            network, statistics, budget, engine=settings.engine, formats=settings.formats, dtype=settings.dtype,
+            method=settings.method,
             allocation=settings.allocation, pricing=settings.pricing, seed=settings.seed, latency=settings.latency,
             speed=settings.speed, memory=settings.memory, context=settings.context, progress=progress,
         )  # fmt: skip
@@ -251,7 +252,8 @@ def _budgets(arguments: Namespace) -> list[Budget]:
 
 def _settings(arguments: Namespace) -> Settings:
     given = {
-        "engine": arguments.engine, "length": arguments.length, "calibration_windows": arguments.calibration_windows,
+        "engine": arguments.engine, "formats": arguments.formats, "length": arguments.length,
+        "calibration_windows": arguments.calibration_windows,
         "selection_windows": arguments.selection_windows, "seed": arguments.seed, "allocation": arguments.allocation,
         "method": arguments.method, "dtype": arguments.dtype, "salt": getattr(arguments, "salt", ""),
         "scope": getattr(arguments, "scope", "corpus"), "bound": getattr(arguments, "bound", None),

@@ -12,6 +12,7 @@ from pennyweight.formats.dense import DTYPES
 from pennyweight.formats.gguf.blocks import Blocks
 
 BITS = (2, 3, 4, 5, 6, 8)
+LARGE = 4096  # outputs that are enough for every format
 GROUPS = (32, 64, 96, 128, 192)
 
 
@@ -253,6 +254,40 @@ class Floats:
         return (Dense(dtype=dtype),)
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """A contract of which plans may choose some formats alone: those a user asked for.
+
+    Args:
+        whole: what the engine reads.
+        formats: asked for; scales without a type of their own get that of the model.
+    """
+
+    whole: Contract
+    formats: tuple[Format, ...]
+
+    @property
+    def kinds(self) -> tuple[type[Format], ...]:
+        """Classes of these formats."""
+        return tuple(dict.fromkeys(type(format) for format in self.formats))
+
+    def refuses(self, engine: str, format: Format, shape: tuple[int, int], dtypes: frozenset[str]) -> str | None:
+        """As the engine does."""
+        return self.whole.refuses(engine, format, shape, dtypes)
+
+    def menu(self, columns: Sequence[int], dtype: str) -> tuple[Format, ...]:
+        """Those that fit all of the given input sizes."""
+        typed = dict.fromkeys(_with_scales_in(format, dtype) for format in self.formats)
+        dtypes = frozenset({dtype})
+        return tuple(
+            f for f in typed if not any(self.whole.refuses("", f, (LARGE, count), dtypes) for count in columns)
+        )
+
+    def holding(self, columns: int, dtype: str, run: int) -> tuple[Format, ...]:
+        """As the engine does."""
+        return self.whole.holding(columns, dtype, run)
+
+
 def grids(columns: Sequence[int], dtype: str, bits: Sequence[int] = BITS) -> tuple[Grid, ...]:
     """Grids that divide all of the given input sizes, as coarse as their width allows.
 
@@ -305,6 +340,11 @@ def _in(loaded: Format, dtype: str) -> Format:
 def _with_scales(loaded: Format, format: Format) -> Format:
     scales = getattr(format, "scale_dtype", "")
     return _in(loaded, scales) if type(loaded) is type(format) and scales in DTYPES else loaded
+
+
+def _with_scales_in(format: Format, dtype: str) -> Format:
+    plain = getattr(format, "scale_dtype", "") in DTYPES
+    return replace(format, scale_dtype=dtype) if plain else format  # type: ignore[type-var]
 
 
 def _listed(numbers: frozenset[int]) -> str:

@@ -13,8 +13,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pennyweight.errors import PennyweightError, UnknownName
-from pennyweight.export.contracts import BlockTypes, Contract, Either, Floats, Grids, Listed, k_types, legacy
+from pennyweight.errors import InvalidFormat, PennyweightError, UnknownName
+from pennyweight.export.contracts import (
+    LARGE,
+    BlockTypes,
+    Chosen,
+    Contract,
+    Either,
+    Floats,
+    Grids,
+    Listed,
+    k_types,
+    legacy,
+)
 from pennyweight.export.files import Files, files_of
 from pennyweight.export.memory import Memory
 from pennyweight.formats import (
@@ -28,6 +39,7 @@ from pennyweight.formats import (
     Minifloat,
     Sharing,
     TernaryBlocks,
+    parse,
 )
 from pennyweight.network.network import Network, Site
 
@@ -58,6 +70,7 @@ class Engine:
         probe: program of `export/probes/` that runs it; empty where there is none.
         modules: that an interpreter must be able to import to run the probe.
         needs: packages beside `checked_with` that it takes.
+        only: labels of the formats a user asked for, see `choosing`; empty for all on the menu.
     """
 
     name: str
@@ -78,6 +91,7 @@ class Engine:
     probe: str = ""
     modules: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
     @property
     def version(self) -> str:
@@ -88,6 +102,31 @@ class Engine:
     def files(self) -> Files:
         """What is written for it."""
         return files_of(self.file_format)
+
+    def choosing(self, labels: Sequence[str]) -> Engine:
+        """The same engine, of whose formats plans may choose these alone; tables may also become what they could.
+
+        Args:
+            labels: such as `int4 g128 sym`, `mxfp4`; none for the whole menu.
+
+        Raises:
+            UnknownName: no format is called so.
+            InvalidFormat: the engine does not read it.
+        """
+        if not labels:
+            return self
+        formats = tuple(map(parse, labels))
+        for label, format in zip(labels, formats, strict=True):
+            dtypes = self.dtypes | {getattr(format, "scale_dtype", "")}
+            if why := self.reads.refuses(self.name, format, (LARGE, LARGE), dtypes):
+                raise InvalidFormat(
+                    f"{label}: {why}", expected=f"formats that {self.name} reads",
+                    mend="pennyweight list shows formats; or choose another engine with --for", site="--formats",
+                )  # fmt: skip
+        return replace(
+            self, only=tuple(labels), reads=Chosen(self.reads, formats),
+            tables=tuple(format for format in self.tables if format in formats) or self.tables,
+        )  # fmt: skip
 
     def menu(self, columns: Sequence[int], dtype: str) -> tuple[Format, ...]:
         """Formats worth choosing from that fit all of the given input sizes."""

@@ -12,7 +12,6 @@ import torch
 
 from pennyweight.budget import Budget
 from pennyweight.errors import InvalidBudget, InvalidPlan
-from pennyweight.export.engines import find
 from pennyweight.flow import artifact
 from pennyweight.flow.candidate import facts_of
 from pennyweight.flow.certifying.claims import check_engine, resolve, usual_engine
@@ -84,7 +83,7 @@ def compress(
     run = out.parent / f"{out.name}.run"
     check_free(out, run)
     started = time.monotonic()
-    engine = find(settings.engine)
+    engine = settings.target
     reference = load(model, allow_network=allow_network)
     settings = replace(settings, dtype=settings.dtype or usual_dtype(reference))
     if plan is not None:
@@ -182,12 +181,12 @@ def _check_possible(
 ) -> None:
     """Refuse a plan that does not fit the network, and a size that no plan has: sizes are known beforehand."""
     assert settings.dtype is not None
-    check_files(network, find(settings.engine), settings.dtype)
+    check_files(network, settings.target, settings.dtype)
     if plan is not None:
         check_plan(plan, network, model=reference.source.fingerprint)
         check_recovery(plan.recovery, network, plan.formats())
     else:
-        table = outline(network, find(settings.engine), dtype=settings.dtype)
+        table = outline(network, settings.target, dtype=settings.dtype)
         planner = planner_of(network, settings, table, model=reference)
         planner.check_any()
         if limit is not None or settings.latency is not None or settings.memory:

@@ -13,7 +13,6 @@ import numpy as np
 from pennyweight.budget import Budget
 from pennyweight.budget import Opening as Opened
 from pennyweight.errors import InfeasibleBudget
-from pennyweight.export.engines import find
 from pennyweight.flow.candidate import Candidate, build
 from pennyweight.flow.certifying import evidence
 from pennyweight.flow.certifying.claims import Asked, text_metrics, usual_engine
@@ -107,7 +106,7 @@ class Job:
 
     def planner(self) -> Planner:
         """Predict every option, once."""
-        engine = find(self.settings.engine)
+        engine = self.settings.target
         assert self.settings.dtype is not None
         table = tabulate(
             self.network, self.collected, engine, self.journal,
@@ -273,7 +272,7 @@ class Job:
 def planner_of(network: Network, settings: Settings, table: Table, *, model: Network) -> Planner:
     """What makes plans for a network, which may be a rewrite of the model handed in, from a table of predictions."""
     assert settings.dtype is not None
-    engine = find(settings.engine)
+    engine = settings.target
     always: tuple[Limit, ...] = ()
     if settings.latency is not None:
         table, limit = timed(table, network, settings.latency, settings.speed)

@@ -78,7 +78,7 @@ def tabulate(
     """
     decided, kept = _decide(network, engine, dtype)
     # Statistics may be kept for other plans: what engine, dtype and method decide must not be taken for their answer.
-    question = Question(engine.name, engine.version, dtype, method, pricing)
+    question = Question(engine.name, engine.version, dtype, method, pricing, engine.only)
     shop = Workshop(network, journal, statistics=collected.journal)
     tasks = [Predict(question, block) for block in range(len(network.blocks))]
     with progress.stage("predicting options", len(tasks)) as advance:
@@ -103,6 +103,7 @@ class Question:
         dtype: of scales and of everything dense.
         method: the quantizer, by name.
         pricing: what turns expected changes into a damage, by name.
+        formats: that were asked for, by label.
     """
 
     engine: str
@@ -110,6 +111,7 @@ class Question:
     dtype: str
     method: str
     pricing: str
+    formats: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class Predict:
     def carry_out(self, shop: Workshop, advance: Advance) -> None:
         """Groups one after the other."""
         asked, network, collected = self.question, shop.network, statistics_of(shop)
-        engine = find(asked.engine)
+        engine = find(asked.engine).choosing(asked.formats)
         groups = _decide(network, engine, asked.dtype)[0].get(self.block, [])
         if self.block == OUTER:
             found = [_price(network, group, collected, engine, asked.dtype) for group in groups]

@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 
 from pennyweight.budget import Budget
-from pennyweight.export.engines import find
 from pennyweight.flow.collect import Collected, collect
 from pennyweight.flow.delivery import weights_of
 from pennyweight.flow.job import planner_of
@@ -100,7 +99,7 @@ def predict(
     reference = network = load(model, allow_network=allow_network)
     settings = replace(settings, dtype=settings.dtype or usual_dtype(network))
     assert settings.dtype is not None
-    engine = find(settings.engine)
+    engine = settings.target
     check_files(network, engine, settings.dtype)
     predictor(settings.method, engine.reads.kinds)
     if not settings.rewrites:  # sizes are known beforehand, and so is which metrics can be predicted

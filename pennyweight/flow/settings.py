@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from pennyweight.export.engines import Engine, find
 from pennyweight.latency import Latency
 
 
@@ -15,6 +16,7 @@ class Settings:
 
     Args:
         engine: whose files are written.
+        formats: that plans may choose from, by label; none for all that the engine has on its menu.
         length: tokens in a window.
         calibration_windows: shown to methods.
         selection_windows: on which candidates are compared.
@@ -41,6 +43,7 @@ class Settings:
     """
 
     engine: str = "transformers"
+    formats: tuple[str, ...] = ()
     length: int = 256
     calibration_windows: int = 64
     selection_windows: int = 32
@@ -64,3 +67,13 @@ class Settings:
     memory: float = 0.0
     context: int = 0
     threads: int = field(default_factory=torch.get_num_threads)
+
+    @property
+    def target(self) -> Engine:
+        """The engine, with the formats that were asked for.
+
+        Raises:
+            UnknownName: no engine or format is called so.
+            InvalidFormat: a format that it does not read.
+        """
+        return find(self.engine).choosing(self.formats)

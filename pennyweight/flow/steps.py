@@ -109,6 +109,7 @@ def make_plan(
     budget: Budget,
     *,
     engine: str = "transformers",
+    formats: Sequence[str] = (),
     dtype: str | None = None,
     method: str = "gptq",
     allocation: str = "integer_program",
@@ -128,6 +129,7 @@ def make_plan(
         statistics: with gram and fisher.
         budget: a rise of perplexity, a size, or bits per weight.
         engine: whose files are to be written.
+        formats: that the plan may choose from, by label; none for all that the engine has on its menu.
         dtype: of scales and of everything dense; None takes the model's own 16-bit type.
         method: the quantizer.
         allocation: the allocator.
@@ -143,7 +145,7 @@ def make_plan(
     Raises:
         InfeasibleBudget: nothing meets it; says what could be.
     """
-    contract, dtype = find(engine), dtype or usual_dtype(network)
+    contract, dtype = find(engine).choosing(formats), dtype or usual_dtype(network)
     check_files(network, contract, dtype)
     table = tabulate(
         network, statistics, contract, statistics.journal, dtype=dtype, method=method, pricing=pricing,

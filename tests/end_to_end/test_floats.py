@@ -31,3 +31,17 @@ def test_small_floats_from_plan_to_certificate(outcome: Outcome, llama: Path, te
     sizes = {row["name"]: row["bytes_after"] for row in read_record(found.out, "accounting.json")["rows"]}
     assert 8 * sum(sizes.values()) / (found.summary["bytes_16_bit"] / 2) == pytest.approx(found.summary["bits"])
     verify(found.out)
+
+
+def test_plans_choose_from_the_formats_that_were_asked_for(llama: Path, text: Path, tmp_path: Path) -> None:
+    settings = world.settings(formats=("nvfp4", "mxfp8 e4m3"))
+    found = compress(
+        llama,
+        tmp_path / "small",
+        budget=Budget(metric="bits", at_most=6.0, unit="bits per weight"),
+        calibration=text,
+        settings=settings,
+    )
+    plan = Plan.from_toml((found.out / "pennyweight/plan.toml").read_text())
+    assert {step.stages[0].format.label() for step in plan.steps.values()} == {"nvfp4", "mxfp8 e4m3"}
+    assert found.summary["bits"] > 4.5

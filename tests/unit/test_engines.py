@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import pytest
 
-from pennyweight.errors import UnknownName
+from pennyweight.errors import InvalidFormat, UnknownName
 from pennyweight.export.engines import ENGINES, Engine, find, how_to_load
 from pennyweight.formats import Dense, Grid, parse
 from pennyweight.network.network import Network, Site
@@ -125,3 +125,29 @@ def test_every_row_says_how_to_load_and_what_it_was_checked_with(engine: Engine)
 def test_the_snippet_for_transformers_is_python() -> None:
     compiled: Any = compile(how_to_load(find("transformers"), "small"), "snippet", "exec")
     assert "AutoModelForCausalLM" in compiled.co_names
+
+
+def test_formats_that_were_asked_for_are_the_menu() -> None:
+    engine = find("transformers").choosing(["int4 g64 sym", "mxfp4", "nvfp4", "int8 row sym"])
+    assert [f.label() for f in engine.menu([576], "bfloat16")] == [
+        "int4 g64 sym bfloat16", "mxfp4", "nvfp4", "int8 row sym bfloat16",
+    ]  # fmt: skip
+    assert [f.label() for f in engine.menu([560], "float16")] == ["nvfp4", "int8 row sym"]
+    assert engine.refuses(site(), Grid(bits=3, group_size=64), UNTIED) is None  # a plan by hand may still say it
+    assert find("transformers").choosing([]) is find("transformers")
+    llama = find("llama.cpp")
+    assert llama.choosing(["q4_0"]).tables == llama.tables
+    assert [f.label() for f in llama.choosing(["q4_0", "q8_0"]).tables] == ["q8_0"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "label", "message"),
+    [("llama.cpp", "int4 g32 sym", "GGUF"), ("vllm", "mxfp4", "not mxfp4"), ("vllm", "int3 g64 sym", "not 3"),
+     ("transformers", "nf4 g64", "does not read")],
+)  # fmt: skip
+def test_formats_an_engine_does_not_read_are_refused_by_name(engine: str, label: str, message: str) -> None:
+    with pytest.raises(InvalidFormat, match=message) as error:
+        find(engine).choosing([label])
+    assert error.value.site == "--formats"
+    with pytest.raises(UnknownName):
+        find(engine).choosing(["int99 g7"])

@@ -13,7 +13,6 @@ import torch
 from scipy.stats import t as student
 
 from pennyweight import catalogue
-from pennyweight.export.engines import find
 from pennyweight.flow.artifact import code_hash
 from pennyweight.flow.collect import Collected, collect
 from pennyweight.flow.delivery import weights_of
@@ -128,7 +127,7 @@ def frontier(
     reference = load(model, allow_network=allow_network)
     settings = replace(settings, dtype=settings.dtype or usual_dtype(reference))
     assert settings.dtype is not None
-    check_files(reference, find(settings.engine), settings.dtype)
+    check_files(reference, settings.target, settings.dtype)
     words = texts(
         reference, calibration, None, length=settings.length, count=settings.calibration_windows,
         selection=max(settings.selection_windows, -(-tokens // settings.length)), seed=settings.seed,
@@ -192,7 +191,7 @@ def _planner(
 ) -> Planner:  # fmt: skip
     assert settings.dtype is not None
     table = tabulate(
-        network, collected, find(settings.engine), journal, dtype=settings.dtype, method=settings.method,
+        network, collected, settings.target, journal, dtype=settings.dtype, method=settings.method,
         pricing=settings.pricing, progress=progress, workers=workers,
     )  # fmt: skip
     return planner_of(network, settings, table, model=reference)
