@@ -104,7 +104,7 @@ def _remembered(network: Network, config: Mapping[str, Any]) -> ModelProto:
             "it is a module in memory, whose code no config.json names", expected="a model directory",
             mend="save it first, with save_pretrained", site=str(network.source.path),
         )  # fmt: skip
-    return traced(json.dumps(config, sort_keys=True), network.source.path)
+    return traced(json.dumps(dict(config), sort_keys=True), network.source.path)
 
 
 @lru_cache(maxsize=8)

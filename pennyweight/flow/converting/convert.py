@@ -317,7 +317,7 @@ def _record(done: Converted, choice: Choice, written: Network, claim: carry.Clai
         "engine": done.engine, "files": choice.engine.file_format, "dtype": done.dtype, "method": choice.method,
         "source": choice.network.source.description, "model": choice.network.source.fingerprint,
         "rows": [asdict(row) for row in done.rows], "totals": totals(done.rows), "exact": done.exact, "kl": done.kl,
-        "numbers": numbers_hash(written, written.source.tensors), "code": artifact.code_hash(),
+        "numbers": numbers_hash(written, [row.name for row in done.rows]), "code": artifact.code_hash(),
     }  # fmt: skip
     if claim is not None:
         told["certificate"] = {
