@@ -102,17 +102,21 @@ def unfollowed(source: Source, error: Exception) -> InvalidModel:
     )  # fmt: skip
 
 
-def first_layers(source: Source) -> tuple[Source, int]:
-    """The network with its first layers alone, one of every kind, and how many times they make the whole.
+def first_layers(source: Source, repeated: int = 1) -> tuple[Source, int]:
+    """The network with its first layers alone, one of every kind, and how many times they make the whole, rounded up.
 
     A module in memory and a network that does not say how many layers it has are returned as they are.
+
+    Args:
+        source: is not changed.
+        repeated: how many times those layers come.
     """
     config = source.config
     key = next((name for name in LAYERS if isinstance(config.get(name), int)), None)
     if key is None or getattr(source, "module", None) is not None:
         return source, 1
     kinds = config.get("layer_types") or [""]
-    kept = max(kinds.index(kind) + 1 for kind in set(kinds))
+    kept = repeated * max(kinds.index(kind) + 1 for kind in set(kinds))
     if kept >= config[key]:
         return source, 1
     fewer = {**config, key: kept, **({"layer_types": kinds[:kept]} if "layer_types" in config else {})}

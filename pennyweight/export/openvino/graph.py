@@ -86,9 +86,7 @@ def assembled(program: Program, items: Sequence[Item], places: Places, used: Map
             raise InvalidModel(why, expected="a layer that multiplies by it, or a table", mend="keep it dense",
                                site=name)  # fmt: skip
         building.replace(layer, item)
-    root = weights.root
-    ElementTree.indent(root, space="\t")
-    return b'<?xml version="1.0"?>\n' + bytes(ElementTree.tostring(root)) + b"\n"
+    return b'<?xml version="1.0"?>' + bytes(ElementTree.tostring(weights.root))
 
 
 class _Building:

@@ -90,8 +90,8 @@ def stored_bytes(shape: tuple[int, int], format: Format) -> int:
 def constants_of(name: str, shape: tuple[int, int], format: Format) -> tuple[Constant, ...]:
     """What is stored of a compressed weight: codes, scales, zero points.
 
-    Source: the patterns that nncf writes and OpenVINO's CPU plugin recognises: codes `[out, groups, inputs]`, scales and
-    zero points `[out, groups, 1]`; for one scale a row without the middle.
+    Source: what nncf writes and OpenVINO's CPU plugin recognises: codes `[out, groups, inputs]`, scales and zero points
+    `[out, groups, 1]`; for one scale a row without the middle.
 
     Raises:
         InvalidFormat: as `stored_bytes`.

@@ -1,6 +1,6 @@
 """Read the weights of an OpenVINO model: compressed constants become float32 weights when asked for.
 
-Source: openvino 2026.4 and nncf 3, whose compressed weights are `Multiply(Convert(codes) - Convert(zero points), scales)`.
+Source: openvino 2026.4 and nncf, whose weights are `Multiply(Subtract(Convert(codes), Convert(zero points)), scales)`.
 With codes q (in two's complement where the type has a sign), zero points z, which may be one for all, and scales s,
 
     weight[o, i] = s[o, i // group] · (q[o, i] − z[o, i // group])

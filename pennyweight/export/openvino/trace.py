@@ -48,14 +48,18 @@ def program_of(network: Network) -> Program:
 
 
 @lru_cache(maxsize=8)
-def outline_of(network: Network) -> tuple[Program, int]:
+def outline_of(network: Network, repeated: int = 1) -> tuple[Program, int]:
     """The program of the first layers, one of every kind, and how many times they make the whole: quick to have.
+
+    Args:
+        network: whose weights are not read.
+        repeated: how many times those layers come.
 
     Raises:
         MissingExtra: as `program_of`.
         InvalidModel: as `program_of`.
     """
-    fewer, times = first_layers(network.source)
+    fewer, times = first_layers(network.source, repeated)
     if times == 1:
         return program_of(network), 1
     try:

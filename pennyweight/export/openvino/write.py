@@ -30,8 +30,8 @@ from pennyweight.network.network import Network, Site
 from pennyweight.numerics.hashing import of_bytes
 
 XML, BIN = "openvino_model.xml", "openvino_model.bin"
-INDENTED = 1.7  # how much longer the representation is with line ends, and longer names of more blocks
-PER_TENSOR = 8192  # bytes of layers and edges that a stored tensor adds, at most
+LONGER = 1.05  # numbers of layers have more digits where there are more
+PER_MATRIX, PER_VECTOR = 3600, 400  # bytes of layers and edges that a stored tensor adds, beside its name, at most
 FOR_CONFIG = 16_384  # bytes of config.json, at most
 
 
@@ -58,11 +58,17 @@ def parameters_of(network: Network) -> set[str]:
 
 
 def bytes_around(network: Network) -> int:
-    """Bytes of openvino_model.xml, and of what lies before the weights in the other file; at most."""
-    outline, times = outline_of(network)
-    tensors = len(network.source.tensors)
-    before = HEADER + padded(times * len(outline.constants)) + padded(SHAPE_BYTES * (1 + len(network.sites)))
-    return before + int(INDENTED * times * len(outline.xml)) + PER_TENSOR * tensors
+    """Bytes of openvino_model.xml, and of what lies before the weights in the other file; at most.
+
+    What a layer adds is the difference between a program that has the first layers twice and one that has them once.
+    """
+    once, times = outline_of(network)
+    twice = outline_of(network, 2)[0] if times > 1 else once
+    sizes = [len(program.xml) + len(program.constants) for program in (once, twice)]
+    program = sizes[0] + (times - 1) * (sizes[1] - sizes[0])
+    tensors = network.source.tensors.values()
+    added = sum((PER_MATRIX if len(info.shape) > 1 else PER_VECTOR) + 4 * len(info.name) for info in tensors)
+    return HEADER + int(LONGER * program) + added + padded(SHAPE_BYTES * (1 + len(network.sites)))
 
 
 def write(
