@@ -413,6 +413,30 @@ model = AutoModelForCausalLM.from_pretrained("{path}", dtype="auto")
 """,
 )
 
-ENGINES = (
-    TRANSFORMERS, VLLM, LLAMA_CPP, GPTQMODEL, VLLM_GPTQ, ONNXRUNTIME, ONNXRUNTIME_INT8, PYTORCH
-)  # fmt: skip
+OPENVINO = Engine(
+    name="openvino",
+    file_format="openvino",
+    checked_with={"openvino": "2026.4.1"},
+    evidence="loaded",
+    reads=Grids(bits=frozenset({2, 4, 8}), asymmetric_bits=frozenset({2, 4, 8}), group_sizes=None),
+    dtypes=frozenset({"float16", "bfloat16", "float32"}),
+    roles=frozenset({"linear", "embedding", "head"}),
+    # Tables are read where they lie; the cache is measured as the probe sets it, in float32.
+    memory=Memory(weights="stored", cache=4, activations=4, logits=None),
+    # Priced by running the network, so there are few; scales have a type of their own, whatever the model's is.
+    tables=(
+        *(Grid(bits=4, group_size=size, symmetric=False) for size in (32, 64)),
+        Grid(bits=8),
+        Grid(bits=8, group_size=64),
+    ),  # fmt: skip
+    snippet="""\
+# pip install openvino-genai, or optimum-intel
+from optimum.intel import OVModelForCausalLM
+
+model = OVModelForCausalLM.from_pretrained("{path}", ov_config={{"INFERENCE_PRECISION_HINT": "f32"}})
+""",
+    probe="openvino.py",
+    modules=("openvino",),
+)
+
+ENGINES = (TRANSFORMERS, VLLM, LLAMA_CPP, GPTQMODEL, VLLM_GPTQ, ONNXRUNTIME, ONNXRUNTIME_INT8, OPENVINO, PYTORCH)  # fmt: skip

@@ -16,6 +16,7 @@ from pennyweight.export.dense.files import DenseFiles
 from pennyweight.export.gguf.files import GGUFFiles
 from pennyweight.export.gptq.files import GPTQFiles
 from pennyweight.export.onnx.files import OnnxFiles
+from pennyweight.export.openvino.files import OpenVINOFiles
 from pennyweight.formats import Compressed, Format, Part
 from pennyweight.network.network import Network, Site
 from pennyweight.network.sources.source import Source
@@ -104,6 +105,7 @@ FILES: Mapping[str, Files] = {
         GPTQFiles(),
         OnnxFiles(),
         OnnxFiles(name="onnx-int8", level=4),
+        OpenVINOFiles(),
         DenseFiles(),
     )
 }

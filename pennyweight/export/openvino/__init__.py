@@ -1,0 +1,1 @@
+"""OpenVINO's intermediate representation: openvino_model.xml and openvino_model.bin."""
