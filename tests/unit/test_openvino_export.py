@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pennyweight.errors import (
-    CorruptFile,
-    InvalidFormat,
     InvalidModel,
-    InvalidOutput,
-    MissingExtra,
-    MissingFile,
-    PennyweightError,
 )
 from pennyweight.export.engines import find
-from pennyweight.export.openvino import trace
-from pennyweight.export.openvino.layout import HEADER
-from pennyweight.export.openvino.source import OpenVINOWeights, is_openvino
-from pennyweight.export.openvino.write import BIN, XML
-from pennyweight.export.probes import FOLDER
+from pennyweight.export.openvino.source import OpenVINOWeights
 from pennyweight.flow.check import check
 from pennyweight.flow.load import load
-from pennyweight.flow.options import outline
-from pennyweight.formats import Compressed, Dense, Format, Grid, parse
+from pennyweight.formats import Compressed, Format, Grid, parse
 from pennyweight.network.network import Network, Site
 from pennyweight.network.running.run import materialised
 

@@ -1,30 +1,23 @@
 """The program of a network as an ONNX graph without weights, made by torch's own exporter.
 
 Source: torch.export and torch.onnx (exporter of exported programs, opset 23); names of inputs and outputs are those of
-optimum and onnxruntime-genai. Every parameter is a zero that is spread over its shape while the code is followed, so a
-model of any size is traced in the memory of its largest activation, and is an input of the graph afterwards: what
-folds constants finds none among them.
+optimum and onnxruntime-genai. Weights are inputs of the program that is followed (`following.py`) and of the graph.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
 
 from pennyweight.errors import InvalidModel, MissingExtra
-from pennyweight.network.finding.trace import skeleton
+from pennyweight.export.following import first_layers, follow, quiet, unfollowed
 from pennyweight.network.network import Network
 from pennyweight.network.sources.source import Source
 
@@ -32,12 +25,6 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 OPSET = 23  # the first with Attention, RMSNormalization and RotaryEmbedding
-BATCH, LENGTH, PAST = (
-    2,
-    5,
-    7,
-)  # of the pass that is followed; unlike each other and unlike one, so that none is a constant
-LAYERS = ("num_hidden_layers", "n_layer", "num_layers")  # what configurations call their number
 PACKAGES = ("onnx", "onnxscript")
 
 
@@ -47,23 +34,6 @@ class _Described:
 
     config: Mapping[str, Any]
     path: Path
-
-
-class _Program(nn.Module):
-    """What the graph computes: logits, then keys and values of every layer, from a flat list of those before."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None, past: list[Tensor]
-    ) -> tuple[Tensor, ...]:
-        given = {} if position_ids is None else {"position_ids": position_ids}
-        output = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, past_key_values=_cache(past), use_cache=True, **given
-        )
-        return output.logits, *_flat(output.past_key_values)
 
 
 def program_of(network: Network) -> ModelProto:
@@ -83,17 +53,9 @@ def outline_of(network: Network) -> tuple[ModelProto, int]:
         MissingExtra: as `program_of`.
         InvalidModel: as `program_of`.
     """
-    config = network.source.config
-    key = next((name for name in LAYERS if isinstance(config.get(name), int)), None)
-    if key is None:
-        return program_of(network), 1
-    kinds = config.get("layer_types") or [""]
-    kept = max(kinds.index(kind) + 1 for kind in set(kinds))
-    if kept >= config[key]:
-        return program_of(network), 1
-    fewer = {**config, key: kept, **({"layer_types": kinds[:kept]} if "layer_types" in config else {})}
+    fewer, times = first_layers(network.source)
     try:
-        return _remembered(network, fewer), -(-config[key] // kept)
+        return _remembered(network, fewer.config), times
     except InvalidModel:  # some families list more by layer than kinds
         return program_of(network), 1
 
@@ -119,68 +81,35 @@ def traced(config: str, path: Path) -> ModelProto:
         MissingExtra: as `program_of`.
         InvalidModel: as `program_of`.
     """
-    source = cast(Source, _Described(json.loads(config), path))
     absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if absent:
         raise MissingExtra(
             f"the package {absent[0]} is not installed, which writes and reads ONNX graphs",
             mend="pip install 'pennyweight[onnx]'", site="--for",
         )  # fmt: skip
-    model = skeleton(source)
-    try:
-        with torch.no_grad(), _quiet():
-            _spread_zeros(model)
-            return _exported(_Program(model), _layers_of(model))
-    except Exception as error:  # what torch.export raises depends on the line that it could not follow
-        raise InvalidModel(
-            f"torch.export cannot follow the code of {source.config.get('model_type')}: {_first_line(error)}",
-            expected="a decoder whose keys and values grow with the tokens, such as Llama, Qwen, Gemma or GPT-2",
-            mend="choose another engine: transformers reads any model", site=str(source.path),
-        ) from error  # fmt: skip
-
-
-def _exported(program: _Program, layers: list[tuple[int, ...]]) -> ModelProto:
     import onnx_ir
 
-    positions = "position_ids" in inspect.signature(program.model.forward).parameters
-    total = PAST + LENGTH
-    given = (
-        torch.zeros(BATCH, LENGTH, dtype=torch.long),
-        torch.ones(BATCH, total, dtype=torch.long),
-        torch.arange(PAST, total).repeat(BATCH, 1) if positions else None,
-        [torch.zeros(BATCH, heads, PAST, size) for heads, size in layers],
-    )
-    free: Any = torch.export.Dim.AUTO
-    text = {0: free, 1: free}
-    shapes = (text, text, text if positions else None, [{0: free, 2: free} for _ in layers])
-    traced = torch.export.export(program, given, dynamic_shapes=shapes, strict=False)
-    kinds = ("key", "value")
-    caches = [f"{i}.{kind}" for i in range(len(layers) // 2) for kind in kinds]
-    texts = ["input_ids", "attention_mask", *(["position_ids"] if positions else [])]
-    made: Any = torch.onnx.export(
-        traced, given, dynamo=True, opset_version=OPSET, optimize=False, external_data=False, verbose=False,
-        input_names=[*texts, *(f"past_key_values.{name}" for name in caches)],
-        output_names=["logits", *(f"present.{name}" for name in caches)],
-    )  # fmt: skip
-    graph = made.model.graph
-    parameters = {name for name, _ in program.named_parameters(remove_duplicate=False)}
-    for name in [name for name in graph.initializers if name in parameters]:
-        value = graph.initializers.pop(name)
-        value.const_value = None
-        graph.inputs.append(value)
-    made.optimize()
-    return _tidied(onnx_ir.to_proto(made.model), len(texts) + len(caches))
+    source = cast(Source, _Described(json.loads(config), path))
+    followed = follow(source)
+    caches = [f"{i}.{kind}" for i in range(followed.layers) for kind in ("key", "value")]
+    inputs = [*followed.texts, *(f"past_key_values.{name}" for name in caches)]
+    try:
+        with torch.no_grad(), quiet():
+            made: Any = torch.onnx.export(
+                followed.program, (), dynamo=True, opset_version=OPSET, optimize=False, external_data=False,
+                verbose=False, input_names=[*inputs, *followed.weights],
+                output_names=["logits", *(f"present.{name}" for name in caches)],
+            )  # fmt: skip
+            made.optimize()
+            return _tidied(onnx_ir.to_proto(made.model), len(inputs))
+    except Exception as error:  # what torch.onnx raises depends on the operation that it does not know
+        raise unfollowed(source, error) from error
 
 
 def _tidied(model: ModelProto, inputs: int) -> ModelProto:
-    """Names of the network for its parameters, names for free dimensions, and nothing of where the code lies."""
+    """Names for free dimensions, and nothing of where the code lies."""
     graph = model.graph
-    own = {value.name: value.name.removeprefix("model.") for value in graph.input[inputs:]}
-    for value in graph.input[inputs:]:
-        value.name = own[value.name]
     for node in graph.node:
-        for i, name in enumerate(node.input):
-            node.input[i] = own.get(name, name)
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
     for tensor in graph.initializer:
@@ -205,55 +134,3 @@ def _free(name: str) -> dict[int, str]:
     if name.startswith("present."):
         return {0: "batch_size", 2: "total_sequence_length"}
     return {0: "batch_size", 1: "total_sequence_length" if name == "attention_mask" else "sequence_length"}
-
-
-def _layers_of(model: nn.Module) -> list[tuple[int, ...]]:
-    """Heads and size of what every layer keeps, keys and values in turn."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        ids = torch.zeros(1, 2, dtype=torch.long)
-        output = model(input_ids=ids, attention_mask=ids + 1, past_key_values=_cache([]), use_cache=True)
-    kept = _flat(output.past_key_values)
-    if not kept or any(tensor.dim() != 4 or tensor.shape[2] != 2 for tensor in kept):
-        raise TypeError("its layers keep no keys and values for every token")
-    return [(tensor.shape[1], tensor.shape[3]) for tensor in kept]
-
-
-def _cache(past: list[Tensor]) -> Any:
-    from transformers import DynamicCache
-
-    cache = DynamicCache()
-    for layer, (keys, values) in enumerate(zip(past[0::2], past[1::2], strict=True)):
-        cache.update(keys, values, layer)
-    return cache
-
-
-def _flat(cache: Any) -> list[Tensor]:
-    return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-
-
-def _spread_zeros(model: nn.Module) -> None:
-    """Give every parameter the memory of one number; those that are one tensor stay one."""
-    made: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
-            module._parameters[name] = made.setdefault(id(parameter), nn.Parameter(zeros, requires_grad=False))
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter's advice is for those who write models."""
-    usual = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(usual)

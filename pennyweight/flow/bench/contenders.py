@@ -121,7 +121,7 @@ def contenders(
 def reads(row: Engine, path: Path) -> bool:
     """Whether files are of the kind that an engine reads; a plain directory is for the one that reads directories."""
     kinds = [files.name for files in FILES.values() if files.opens(path) is not None]
-    return row.file_format in kinds or (not kinds and row.file_format == PLAIN)
+    return row.file_format in kinds or ("dense" in kinds and row.file_format == PLAIN)
 
 
 def having(row: Engine, pythons: Sequence[Path]) -> Path | None:
