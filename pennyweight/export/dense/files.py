@@ -31,7 +31,9 @@ class DenseFiles:
 
     def opens(self, path: Path) -> Source | None:
         """A model directory that says nothing of quantization."""
-        if not (path / "config.json").is_file() or "quantization_config" in read_json_object(path / "config.json"):
+        if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
+            return None
+        if "quantization_config" in read_json_object(path / "config.json"):
             return None
         return open_source(path)
 

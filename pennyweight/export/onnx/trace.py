@@ -10,20 +10,26 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import json
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from pennyweight.errors import InvalidModel, MissingExtra
+from pennyweight.export.following import (
+    BATCH,
+    LENGTH,
+    PAST,
+    Described,
+    cache_of,
+    describe,
+    first_layers,
+    kept_in,
+    quiet,
+    sizes_of,
+    unfollowed,
+)
 from pennyweight.network.finding.trace import skeleton
 from pennyweight.network.network import Network
 from pennyweight.network.sources.source import Source
@@ -32,21 +38,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 OPSET = 23  # the first with Attention, RMSNormalization and RotaryEmbedding
-BATCH, LENGTH, PAST = (
-    2,
-    5,
-    7,
-)  # of the pass that is followed; unlike each other and unlike one, so that none is a constant
-LAYERS = ("num_hidden_layers", "n_layer", "num_layers")  # what configurations call their number
 PACKAGES = ("onnx", "onnxscript")
-
-
-@dataclass(frozen=True)
-class _Described:
-    """All that is needed of a source: weights do not matter here."""
-
-    config: Mapping[str, Any]
-    path: Path
 
 
 class _Program(nn.Module):
@@ -61,9 +53,9 @@ class _Program(nn.Module):
     ) -> tuple[Tensor, ...]:
         given = {} if position_ids is None else {"position_ids": position_ids}
         output = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, past_key_values=_cache(past), use_cache=True, **given
+            input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache_of(past), use_cache=True, **given
         )
-        return output.logits, *_flat(output.past_key_values)
+        return output.logits, *kept_in(output.past_key_values)
 
 
 def program_of(network: Network) -> ModelProto:
@@ -73,7 +65,7 @@ def program_of(network: Network) -> ModelProto:
         MissingExtra: the packages that make it are not installed.
         InvalidModel: torch's exporter cannot follow the network's code.
     """
-    return _remembered(network, network.source.config)
+    return traced(describe(network))
 
 
 def outline_of(network: Network) -> tuple[ModelProto, int]:
@@ -83,63 +75,37 @@ def outline_of(network: Network) -> tuple[ModelProto, int]:
         MissingExtra: as `program_of`.
         InvalidModel: as `program_of`.
     """
-    config = network.source.config
-    key = next((name for name in LAYERS if isinstance(config.get(name), int)), None)
-    if key is None:
-        return program_of(network), 1
-    kinds = config.get("layer_types") or [""]
-    kept = max(kinds.index(kind) + 1 for kind in set(kinds))
-    if kept >= config[key]:
-        return program_of(network), 1
-    fewer = {**config, key: kept, **({"layer_types": kinds[:kept]} if "layer_types" in config else {})}
+    fewer, times = first_layers(describe(network))
     try:
-        return _remembered(network, fewer), -(-config[key] // kept)
+        return traced(fewer), times
     except InvalidModel:  # some families list more by layer than kinds
         return program_of(network), 1
 
 
-def _remembered(network: Network, config: Mapping[str, Any]) -> ModelProto:
-    if getattr(network.source, "module", None) is not None:
-        raise InvalidModel(
-            "it is a module in memory, whose code no config.json names", expected="a model directory",
-            mend="save it first, with save_pretrained", site=str(network.source.path),
-        )  # fmt: skip
-    return traced(json.dumps(dict(config), sort_keys=True), network.source.path)
-
-
 @lru_cache(maxsize=8)
-def traced(config: str, path: Path) -> ModelProto:
+def traced(described: Described) -> ModelProto:
     """The graph that a config.json describes; of equal ones only once.
-
-    Args:
-        config: what the file holds.
-        path: for messages.
 
     Raises:
         MissingExtra: as `program_of`.
         InvalidModel: as `program_of`.
     """
-    source = cast(Source, _Described(json.loads(config), path))
     absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if absent:
         raise MissingExtra(
             f"the package {absent[0]} is not installed, which writes and reads ONNX graphs",
             mend="pip install 'pennyweight[onnx]'", site="--for",
         )  # fmt: skip
-    model = skeleton(source)
+    model = skeleton(cast(Source, described))
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             _spread_zeros(model)
-            return _exported(_Program(model), _layers_of(model))
+            return _exported(_Program(model), sizes_of(model))
     except Exception as error:  # what torch.export raises depends on the line that it could not follow
-        raise InvalidModel(
-            f"torch.export cannot follow the code of {source.config.get('model_type')}: {_first_line(error)}",
-            expected="a decoder whose keys and values grow with the tokens, such as Llama, Qwen, Gemma or GPT-2",
-            mend="choose another engine: transformers reads any model", site=str(source.path),
-        ) from error  # fmt: skip
+        raise unfollowed(described, error) from error
 
 
-def _exported(program: _Program, layers: list[tuple[int, ...]]) -> ModelProto:
+def _exported(program: _Program, layers: list[tuple[int, int]]) -> ModelProto:
     import onnx_ir
 
     positions = "position_ids" in inspect.signature(program.model.forward).parameters
@@ -207,32 +173,6 @@ def _free(name: str) -> dict[int, str]:
     return {0: "batch_size", 1: "total_sequence_length" if name == "attention_mask" else "sequence_length"}
 
 
-def _layers_of(model: nn.Module) -> list[tuple[int, ...]]:
-    """Heads and size of what every layer keeps, keys and values in turn."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        ids = torch.zeros(1, 2, dtype=torch.long)
-        output = model(input_ids=ids, attention_mask=ids + 1, past_key_values=_cache([]), use_cache=True)
-    kept = _flat(output.past_key_values)
-    if not kept or any(tensor.dim() != 4 or tensor.shape[2] != 2 for tensor in kept):
-        raise TypeError("its layers keep no keys and values for every token")
-    return [(tensor.shape[1], tensor.shape[3]) for tensor in kept]
-
-
-def _cache(past: list[Tensor]) -> Any:
-    from transformers import DynamicCache
-
-    cache = DynamicCache()
-    for layer, (keys, values) in enumerate(zip(past[0::2], past[1::2], strict=True)):
-        cache.update(keys, values, layer)
-    return cache
-
-
-def _flat(cache: Any) -> list[Tensor]:
-    return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-
-
 def _spread_zeros(model: nn.Module) -> None:
     """Give every parameter the memory of one number; those that are one tensor stay one."""
     made: dict[int, nn.Parameter] = {}
@@ -240,20 +180,3 @@ def _spread_zeros(model: nn.Module) -> None:
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
             module._parameters[name] = made.setdefault(id(parameter), nn.Parameter(zeros, requires_grad=False))
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter's advice is for those who write models."""
-    usual = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(usual)
