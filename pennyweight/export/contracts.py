@@ -66,6 +66,7 @@ class Grids:
         group_sizes: inputs that may share a scale; None for any number that divides the inputs.
         rows: whether it reads one scale for a whole row.
         offered: code widths on the menu; None for all.
+        whole_bytes: whether the codes that share a scale must fill whole bytes.
     """
 
     bits: frozenset[int]
@@ -73,6 +74,7 @@ class Grids:
     group_sizes: frozenset[int] | None
     rows: bool = True
     offered: frozenset[int] | None = None
+    whole_bytes: bool = False
 
     @property
     def kinds(self) -> tuple[type[Format], ...]:
@@ -95,6 +97,8 @@ class Grids:
         if format.group_size is not None and self.group_sizes is not None and format.group_size not in self.group_sizes:
             whole = " or whole rows" if self.rows else ""
             return f"{engine} reads groups of {_listed(self.group_sizes)}{whole}, not {format.group_size}"
+        if self.whole_bytes and (size := format.group_size or shape[1]) * format.bits % 8:
+            return f"{size} codes of {format.bits} bits fill no whole bytes, as {engine} needs"
         if format.scale_dtype not in dtypes:
             return f"{engine} takes no scales in {format.scale_dtype}"
         return None
@@ -113,8 +117,12 @@ class Grids:
         """Of `grids`, those of widths it reads and does well."""
         found = grids(columns, dtype) if self.rows else in_groups(columns, dtype, self.group_sizes or frozenset())
         widths = {True: self.bits, False: self.asymmetric_bits}
+        fitting = [
+            g for g in found
+            if not self.whole_bytes or not any((g.group_size or count) * g.bits % 8 for count in columns)
+        ]  # fmt: skip
         return tuple(
-            g for g in found if g.bits in widths[g.symmetric] and (self.offered is None or g.bits in self.offered)
+            g for g in fitting if g.bits in widths[g.symmetric] and (self.offered is None or g.bits in self.offered)
         )
 
 

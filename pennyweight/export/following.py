@@ -7,12 +7,14 @@ activation, and nothing that folds constants finds a weight among them.
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +23,29 @@ from torch.func import functional_call
 
 from pennyweight.errors import InvalidModel
 from pennyweight.network.finding.trace import skeleton
-from pennyweight.network.sources.source import Derived, Source
+from pennyweight.network.network import Network
+from pennyweight.network.sources.source import Source
 
 BATCH, LENGTH, PAST = 2, 3, 5  # of the pass that is followed; unlike each other and unlike one: none is a constant
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")  # what configurations call their number
+
+
+@dataclass(frozen=True)
+class Described:
+    """All of a source that its code follows from: weights do not matter here.
+
+    Args:
+        text: what config.json holds, its keys in order: equal ones are followed once.
+        path: for messages.
+    """
+
+    text: str
+    path: Path
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What config.json holds."""
+        return dict(json.loads(self.text))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,22 +65,6 @@ class Followed:
     weights: tuple[str, ...]
 
 
-class _Fewer(Derived):
-    """A source whose configuration has another number of layers; its weights are never read."""
-
-    fingerprint = description = ""
-
-    def __init__(self, source: Source, config: Mapping[str, Any]) -> None:
-        self.source, self._config = source, config
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        return self._config
-
-    def read(self, name: str) -> Tensor:
-        return self.source.read(name)
-
-
 class _Decoder(nn.Module):
     """The model without its weights, which its last input has."""
 
@@ -67,60 +72,74 @@ class _Decoder(nn.Module):
         super().__init__()
         self.models = (model,)  # no submodule: its parameters are no parameters of the program
 
-    def forward(
-        self, texts: dict[str, Tensor], past: list[tuple[Tensor, Tensor]], weights: dict[str, Tensor]
-    ) -> tuple[Tensor, ...]:
+    def forward(self, texts: dict[str, Tensor], past: list[Tensor], weights: dict[str, Tensor]) -> tuple[Tensor, ...]:
         given = {**texts, "past_key_values": _cache(past), "use_cache": True}
         output = functional_call(self.models[0], weights, (), given, tie_weights=True)
         return output.logits, *_kept(output.past_key_values)
 
 
-def follow(source: Source) -> Followed:
-    """Follow the code of the network that a source holds.
+def follow(described: Described) -> Followed:
+    """Follow the code of a network.
 
     Raises:
         InvalidModel: torch.export cannot, or it is no decoder that keeps keys and values.
     """
-    model = skeleton(source)
+    model = skeleton(cast(Source, described))
     weights = {name: torch.zeros(()).expand(p.shape) for name, p in model.named_parameters()}
     try:
         with torch.no_grad(), quiet():
             program, texts, layers = _exported(model, weights)
     except Exception as error:  # what torch.export raises depends on the line that it could not follow
-        raise unfollowed(source, error) from error
+        raise unfollowed(described, error) from error
     return Followed(program=program, texts=texts, layers=layers, weights=tuple(weights))
 
 
-def unfollowed(source: Source, error: Exception) -> InvalidModel:
+def unfollowed(described: Described, error: Exception, by: str = "torch.export") -> InvalidModel:
     """That a program cannot be made of a network, with the first line of the reason."""
     lines = (line.strip() for line in str(error).splitlines())
     return InvalidModel(
-        f"the code of {source.config.get('model_type')} cannot be followed: "
+        f"{by} cannot follow the code of {described.config.get('model_type')}: "
         + next((line for line in lines if line), type(error).__name__)[:300],
         expected="a decoder whose keys and values grow with the tokens, such as Llama, Qwen, Gemma or GPT-2",
-        mend="choose another engine: transformers reads any model", site=str(source.path),
+        mend="choose another engine: transformers reads any model", site=str(described.path),
     )  # fmt: skip
 
 
-def first_layers(source: Source, repeated: int = 1) -> tuple[Source, int]:
+def describe(network: Network) -> Described:
+    """What a network's code follows from.
+
+    Raises:
+        InvalidModel: it is a module in memory.
+    """
+    if getattr(network.source, "module", None) is not None:
+        raise InvalidModel(
+            "it is a module in memory, whose code no config.json names", expected="a model directory",
+            mend="save it first, with save_pretrained", site=str(network.source.path),
+        )  # fmt: skip
+    return _described(network.source.config, network.source.path)
+
+
+def first_layers(whole: Described, repeated: int = 1) -> tuple[Described, int]:
     """The network with its first layers alone, one of every kind, and how many times they make the whole, rounded up.
 
-    A module in memory and a network that does not say how many layers it has are returned as they are.
+    A network that does not say how many layers it has is returned as it is.
 
     Args:
-        source: is not changed.
+        whole: all of it.
         repeated: how many times those layers come.
     """
-    config = source.config
+    config = whole.config
     key = next((name for name in LAYERS if isinstance(config.get(name), int)), None)
-    if key is None or getattr(source, "module", None) is not None:
-        return source, 1
     kinds = config.get("layer_types") or [""]
     kept = repeated * max(kinds.index(kind) + 1 for kind in set(kinds))
-    if kept >= config[key]:
-        return source, 1
+    if key is None or kept >= config[key]:
+        return whole, 1
     fewer = {**config, key: kept, **({"layer_types": kinds[:kept]} if "layer_types" in config else {})}
-    return _Fewer(source, fewer), -(-config[key] // kept)
+    return _described(fewer, whole.path), -(-config[key] // kept)
+
+
+def _described(config: Mapping[str, Any], path: Path) -> Described:
+    return Described(json.dumps(dict(config), sort_keys=True), path)
 
 
 @contextmanager
@@ -145,20 +164,23 @@ def _exported(model: nn.Module, weights: dict[str, Tensor]) -> tuple[ExportedPro
     }
     if "position_ids" not in inspect.signature(model.forward).parameters:
         del texts["position_ids"]
-    sizes = _sizes(model)
-    past = [tuple(torch.zeros(BATCH, heads, PAST, size) for heads, size in layer) for layer in sizes]
+    past = [torch.zeros(BATCH, heads, PAST, size) for heads, size in _sizes(model)]
     free = Dim.AUTO
     shapes = (
         {name: {0: free, 1: free} for name in texts},
-        [({0: free, 2: free}, {0: free, 2: free}) for _ in sizes],
+        [{0: free, 2: free} for _ in past],
         dict.fromkeys(weights),
     )
     program = torch.export.export(_Decoder(model), (texts, past, weights), dynamic_shapes=shapes, strict=False)
-    return program, tuple(texts), len(sizes)
+    return program, tuple(texts), len(past) // 2
 
 
-def _sizes(model: nn.Module) -> list[list[tuple[int, int]]]:
-    """Heads and size of what every layer keeps, of keys and of values."""
+def _sizes(model: nn.Module) -> list[tuple[int, int]]:
+    """Heads and size of what every layer keeps, keys and values in turn.
+
+    Raises:
+        TypeError: it keeps something else.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -167,16 +189,19 @@ def _sizes(model: nn.Module) -> list[list[tuple[int, int]]]:
     kept = _kept(output.past_key_values)
     if not kept or any(tensor.dim() != 4 or tensor.shape[2] != 2 for tensor in kept):
         raise TypeError("its layers keep no keys and values for every token")
-    sizes = [(tensor.shape[1], tensor.shape[3]) for tensor in kept]
-    return [sizes[i : i + 2] for i in range(0, len(sizes), 2)]
+    return [(tensor.shape[1], tensor.shape[3]) for tensor in kept]
 
 
-def _cache(past: list[tuple[Tensor, Tensor]]) -> Any:
-    """What transformers keeps, filled; without a configuration, so that no layer forgets what is far away."""
+def _cache(past: list[Tensor]) -> Any:
+    """What transformers keeps, filled; made without a configuration, so that no layer forgets what is far away.
+
+    Args:
+        past: keys and values of every layer in turn.
+    """
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     cache = DynamicCache()
-    for keys, values in past:
+    for keys, values in zip(past[0::2], past[1::2], strict=True):
         layer = DynamicLayer()
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
@@ -185,4 +210,5 @@ def _cache(past: list[tuple[Tensor, Tensor]]) -> Any:
 
 
 def _kept(cache: Any) -> list[Tensor]:
+    """Keys and values of every layer in turn."""
     return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]

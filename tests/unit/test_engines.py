@@ -99,7 +99,7 @@ def test_only_transformers_takes_a_quantized_head() -> None:
 def test_only_vllm_joins_sites_and_takes_no_wide_dense_tensors() -> None:
     assert {engine.name: engine.fused_groups for engine in ENGINES} == {
         "transformers": False, "vllm": True, "llama.cpp": False, "onnxruntime": False, "onnxruntime-int8": False,
-        "gptqmodel": False, "vllm-gptq": True, "pytorch": False,
+        "gptqmodel": False, "vllm-gptq": True, "openvino": False, "pytorch": False,
     }  # fmt: skip
     assert find("transformers").refuses(site(), Dense(dtype="float32"), UNTIED) is None
     assert "float32" in str(find("vllm").refuses(site(), Dense(dtype="float32"), UNTIED))

@@ -7,33 +7,20 @@ optimum and onnxruntime-genai. Weights are inputs of the program that is followe
 from __future__ import annotations
 
 import importlib.util
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pennyweight.errors import InvalidModel, MissingExtra
-from pennyweight.export.following import first_layers, follow, quiet, unfollowed
+from pennyweight.export.following import Described, describe, first_layers, follow, quiet, unfollowed
 from pennyweight.network.network import Network
-from pennyweight.network.sources.source import Source
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 OPSET = 23  # the first with Attention, RMSNormalization and RotaryEmbedding
 PACKAGES = ("onnx", "onnxscript")
-
-
-@dataclass(frozen=True)
-class _Described:
-    """All that is needed of a source: weights do not matter here."""
-
-    config: Mapping[str, Any]
-    path: Path
 
 
 def program_of(network: Network) -> ModelProto:
@@ -43,7 +30,7 @@ def program_of(network: Network) -> ModelProto:
         MissingExtra: the packages that make it are not installed.
         InvalidModel: torch's exporter cannot follow the network's code.
     """
-    return _remembered(network, network.source.config)
+    return traced(describe(network))
 
 
 def outline_of(network: Network) -> tuple[ModelProto, int]:
@@ -53,29 +40,16 @@ def outline_of(network: Network) -> tuple[ModelProto, int]:
         MissingExtra: as `program_of`.
         InvalidModel: as `program_of`.
     """
-    fewer, times = first_layers(network.source)
+    fewer, times = first_layers(describe(network))
     try:
-        return _remembered(network, fewer.config), times
+        return traced(fewer), times
     except InvalidModel:  # some families list more by layer than kinds
         return program_of(network), 1
 
 
-def _remembered(network: Network, config: Mapping[str, Any]) -> ModelProto:
-    if getattr(network.source, "module", None) is not None:
-        raise InvalidModel(
-            "it is a module in memory, whose code no config.json names", expected="a model directory",
-            mend="save it first, with save_pretrained", site=str(network.source.path),
-        )  # fmt: skip
-    return traced(json.dumps(dict(config), sort_keys=True), network.source.path)
-
-
 @lru_cache(maxsize=8)
-def traced(config: str, path: Path) -> ModelProto:
+def traced(described: Described) -> ModelProto:
     """The graph that a config.json describes; of equal ones only once.
-
-    Args:
-        config: what the file holds.
-        path: for messages.
 
     Raises:
         MissingExtra: as `program_of`.
@@ -89,8 +63,7 @@ def traced(config: str, path: Path) -> ModelProto:
         )  # fmt: skip
     import onnx_ir
 
-    source = cast(Source, _Described(json.loads(config), path))
-    followed = follow(source)
+    followed = follow(described)
     caches = [f"{i}.{kind}" for i in range(followed.layers) for kind in ("key", "value")]
     inputs = [*followed.texts, *(f"past_key_values.{name}" for name in caches)]
     try:
@@ -103,7 +76,7 @@ def traced(config: str, path: Path) -> ModelProto:
             made.optimize()
             return _tidied(onnx_ir.to_proto(made.model), len(inputs))
     except Exception as error:  # what torch.onnx raises depends on the operation that it does not know
-        raise unfollowed(source, error) from error
+        raise unfollowed(described, error, by="torch.onnx") from error
 
 
 def _tidied(model: ModelProto, inputs: int) -> ModelProto:

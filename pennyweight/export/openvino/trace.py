@@ -18,9 +18,8 @@ from xml.etree import ElementTree
 import numpy as np
 
 from pennyweight.errors import InvalidModel, MissingExtra
-from pennyweight.export.following import Followed, first_layers, follow, quiet, unfollowed
+from pennyweight.export.following import Described, Followed, describe, first_layers, follow, quiet, unfollowed
 from pennyweight.network.network import Network
-from pennyweight.network.sources.source import Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +35,6 @@ class Program:
     constants: bytes
 
 
-@lru_cache(maxsize=2)
 def program_of(network: Network) -> Program:
     """The program of a whole network.
 
@@ -44,10 +42,9 @@ def program_of(network: Network) -> Program:
         MissingExtra: OpenVINO is not installed.
         InvalidModel: torch.export or OpenVINO cannot follow the network's code.
     """
-    return _traced(network.source)
+    return traced(describe(network))
 
 
-@lru_cache(maxsize=8)
 def outline_of(network: Network, repeated: int = 1) -> tuple[Program, int]:
     """The program of the first layers, one of every kind, and how many times they make the whole: quick to have.
 
@@ -59,29 +56,34 @@ def outline_of(network: Network, repeated: int = 1) -> tuple[Program, int]:
         MissingExtra: as `program_of`.
         InvalidModel: as `program_of`.
     """
-    fewer, times = first_layers(network.source, repeated)
-    if times == 1:
-        return program_of(network), 1
+    fewer, times = first_layers(describe(network), repeated)
     try:
-        return _traced(fewer), times
+        return traced(fewer), times
     except InvalidModel:  # some families list more by layer than kinds
         return program_of(network), 1
 
 
-def _traced(source: Source) -> Program:
+@lru_cache(maxsize=8)
+def traced(described: Described) -> Program:
+    """The program that a config.json describes; of equal ones only once.
+
+    Raises:
+        MissingExtra: as `program_of`.
+        InvalidModel: as `program_of`.
+    """
     if importlib.util.find_spec("openvino") is None:
         raise MissingExtra(
             "the package openvino is not installed, which follows a network's code",
             mend="pip install 'pennyweight[openvino]'", site="--for",
         )  # fmt: skip
-    followed = follow(source)
+    followed = follow(described)
     try:
         with quiet():
             model = _converted(followed)
             _with_state(model, followed)
             return _written(model)
     except Exception as error:  # of its frontend
-        raise unfollowed(source, error) from error
+        raise unfollowed(described, error, by="OpenVINO") from error
 
 
 def _converted(followed: Followed) -> Any:
@@ -146,7 +148,9 @@ def _written(model: Any) -> Program:
         tree, constants = ElementTree.parse(path).getroot(), path.with_suffix(".bin").read_bytes()
     tree.set("name", "model")
     for layer in tree.iterfind("layers/layer"):
-        if layer.get("type") not in ("Parameter", "Result"):
+        for notes in layer.findall("rt_info"):  # which layers became this one: their names count what ran before
+            layer.remove(notes)
+        if layer.get("type") != "Parameter":
             layer.set("name", f"{layer.get('type')}_{layer.get('id')}")
         for port in layer.iterfind("output/port"):
             if layer.get("type") != "Parameter" and port.get("names") != "logits":
