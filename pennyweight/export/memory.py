@@ -1,4 +1,4 @@
-"""What engines hold in memory while they run a model, as data; a row of each is in `engines.py`.
+"""What engines hold in memory while they run a model, as data; a row of each is in `engines/`.
 
 Counted is what the model takes: weights, keys and values, activations. What the engine's own libraries take, and pages
 of a mapped file that the system can drop, are not. It is a prediction: in transformers one dense model took 14 % more
