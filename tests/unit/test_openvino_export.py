@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -49,8 +50,8 @@ openvino = pytest.importorskip("openvino", reason="the openvino extra is not ins
 
 ENGINE = find("openvino")
 GRIDS = {
-    "q_proj": "int4 g32 sym", "k_proj": "int4 g16 asym", "v_proj": "int8 g32 asym", "o_proj": "int2 g32 asym",
-    "gate_proj": "int2 g16 sym", "up_proj": "int8 row sym", "down_proj": "int4 row asym",
+    "q_proj": "int4 g64 sym", "k_proj": "int4 g16 asym", "v_proj": "int8 g32 asym", "o_proj": "int2 g32 asym",
+    "gate_proj": "int2 g64 sym", "up_proj": "int8 row sym", "down_proj": "int4 row asym",
     "embed_tokens": "int4 g32 asym", "lm_head": "int4 g32 asym",
 }  # fmt: skip
 
@@ -483,3 +484,13 @@ def test_which_directories_are_models(tied: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingFile, match=r"no openvino_model\.xml"):
         ENGINE.files.handed(tmp_path)
     assert ENGINE.files.handed(tied) == ENGINE.files.handed(tied / XML) == tied / XML
+
+
+def test_nobody_is_told_that_it_was_imported(tmp_path: Path) -> None:
+    code = "import pennyweight.export.openvino.trace, openvino, sys; print(sys.modules['openvino_telemetry'])"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert ended.stdout.strip() == "None"
+    assert not [path for path in tmp_path.rglob("*") if "openvino" in path.name]

@@ -91,7 +91,7 @@ def constants_of(name: str, shape: tuple[int, int], format: Format) -> tuple[Con
     """What is stored of a compressed weight: codes, scales, zero points.
 
     Source: what nncf writes and OpenVINO's CPU plugin recognises: codes `[out, groups, inputs]`, scales and zero points
-    `[out, groups, 1]`; for one scale a row without the middle.
+    `[out, groups, 1]`; without the middle where a scale is said to be for a row.
 
     Raises:
         InvalidFormat: as `stored_bytes`.
@@ -115,7 +115,7 @@ def constants_of(name: str, shape: tuple[int, int], format: Format) -> tuple[Con
             f"groups of {size} codes of {format.bits} bits", expected="groups that fill whole bytes",
             mend="choose groups of a multiple of 4", site=name,
         )  # fmt: skip
-    middle = () if groups == 1 else (groups,)
+    middle = () if format.group_size is None else (groups,)
     shared = (rows, *middle, 1)
     element = SIGNED.get(format.bits, "u2") if format.symmetric else f"u{format.bits}"
     codes = Constant(name, element, (rows, *middle, size))

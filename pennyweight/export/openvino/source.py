@@ -197,7 +197,7 @@ class OpenVINOWeights:
         if zero_point is None and not symmetric:
             raise self._refusal(f"is stored as {codes.element} without zero points", name)
         grid = Grid(
-            bits=bits, group_size=None if groups == rows else size, symmetric=symmetric,
+            bits=bits, group_size=None if len(codes.shape) == 2 else size, symmetric=symmetric,
             scale_dtype=_name(scale.element),
         )  # fmt: skip
         return _Packed(grid, (rows, elements // rows), codes, scale, zero_point)

@@ -8,9 +8,10 @@ from typing import Any
 # Not this folder, where a file has the name of the engine's package.
 if str(Path(__file__).resolve().parent) == sys.path[0]:
     sys.path.pop(0)
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it would tell that it was imported
 
-import numpy as np
-import openvino
+import numpy as np  # noqa: E402
+import openvino  # noqa: E402
 
 VERSION = f"openvino {openvino.__version__.partition('-')[0]}"
 # Everything in float32: by default a processor with bfloat16 computes in it, activations may be rounded to 8 bits
