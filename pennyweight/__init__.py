@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pennyweight.flow.measure import measure
     from pennyweight.flow.modules.compress import compress_module
     from pennyweight.flow.modules.result import CompressedModule, load_compressed, save_compressed
+    from pennyweight.flow.packing.pack import Packed, pack
+    from pennyweight.flow.packing.unpack import Unpacked, unpack
     from pennyweight.flow.predict import Prediction, predict
     from pennyweight.flow.profiling.profile import profile
     from pennyweight.flow.prove import Proof, prove
@@ -60,6 +62,8 @@ _PLACES = {
     "pennyweight.flow.certifying.power": ("power",),
     "pennyweight.flow.modules.compress": ("compress_module",),
     "pennyweight.flow.modules.result": ("CompressedModule", "load_compressed", "save_compressed"),
+    "pennyweight.flow.packing.pack": ("Packed", "pack"),
+    "pennyweight.flow.packing.unpack": ("Unpacked", "unpack"),
     "pennyweight.flow.predict": ("Prediction", "predict"),
     "pennyweight.flow.profiling.profile": ("profile",),
     "pennyweight.flow.search.frontier": ("Frontier", "frontier"),
@@ -81,11 +85,12 @@ _WHERE = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
     "Budget", "Certificate", "Claim", "Collected", "Compressed", "CompressedModule", "Converted", "Dense", "Edge",
-    "Frontier", "Grid", "Judging", "Latency", "Measurement", "Network", "Option", "Outcome", "Plan", "Pool",
-    "Prediction", "Proof", "Settings", "Site", "Stage", "Statistics", "Step", "Task", "Terms", "Windows",
+    "Frontier", "Grid", "Judging", "Latency", "Measurement", "Network", "Option", "Outcome", "Packed", "Plan", "Pool",
+    "Prediction", "Proof", "Settings", "Site", "Stage", "Statistics", "Step", "Task", "Terms", "Unpacked", "Windows",
     "apply", "certify", "certify_outputs", "certify_pair", "collect", "compare", "compress", "compress_module",
-    "convert", "frontier", "held_out", "load", "load_compressed", "make_plan", "measure", "network_of", "power",
-    "predict", "profile", "prove", "read_task", "rewrite", "sample", "save_compressed", "tail_risk", "verify",
+    "convert", "frontier", "held_out", "load", "load_compressed", "make_plan", "measure", "network_of", "pack", "power",
+    "predict", "profile", "prove", "read_task", "rewrite", "sample", "save_compressed", "tail_risk",
+    "unpack", "verify",
 ]  # fmt: skip
 
 

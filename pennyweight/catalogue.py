@@ -76,9 +76,15 @@ def _parse(spec: str) -> tuple[str, dict[str, Any]]:
         assert isinstance(call, ast.Call)
         assert not call.args
         return name, {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError, AssertionError) as error:
+    except (
+        SyntaxError,
+        ValueError,
+        AssertionError,
+        RecursionError,
+        MemoryError,
+    ) as error:  # the last: nested too deeply
         raise UnknownName(
-            f"cannot read {spec!r}",
+            f"cannot read {spec[:200]!r}",
             expected="a name and arguments, such as gptq(damping=0.02)",
             mend="mend the spelling",
         ) from error

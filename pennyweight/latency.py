@@ -65,7 +65,7 @@ class Latency:
             found = msgspec.json.decode(Path(path).read_bytes(), type=_File)
         except FileNotFoundError as error:
             raise MissingFile("there is no such table", expected="a JSON file", site=str(path)) from error
-        except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
             raise InvalidBudget(
                 f"this is no table of times: {error}",
                 expected='{"engine": …, "machine": …, "rows": [{"shape": [out, in], "format": …, "milliseconds": …}]}',

@@ -211,7 +211,9 @@ class Plan:
                 rewrites=tuple(map(str, _listed("rewrites", head.get("rewrites", [])))),
                 recovery=tuple(map(str, _listed("recovery", head.get("recovery", [])))),
             )  # fmt: skip
-        except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:  # TOML errors are values
+        except (
+            ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError,
+        ) as error:  # fmt: skip # errors in TOML are values
             if isinstance(error, InvalidPlan):
                 raise
             reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]

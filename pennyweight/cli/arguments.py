@@ -266,6 +266,16 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("artifact", metavar="DIR", help="an artifact")
     _common(verify, network=False)
 
+    pack = verbs.add_parser("pack", help="any model as one smaller file that gives back every bit")
+    pack.add_argument("source", metavar="MODEL", help="a directory or a file of any kind")
+    pack.add_argument("target", metavar="OUT", nargs="?", help="the container to make (MODEL.pwpack)")
+    unpack = verbs.add_parser("unpack", help="what was packed, bit for bit")
+    unpack.add_argument("source", metavar="FILE", help="a container")
+    unpack.add_argument("target", metavar="OUT", nargs="?", help="what to make (FILE without .pwpack)")
+    for verb in (pack, unpack):
+        verb.add_argument("--threads", type=at_least(1), help="that code chunks; the bytes do not depend on it (cores)")
+        _common(verb, network=False)
+
     report = verbs.add_parser("report", help="one self-contained HTML page")
     report.add_argument("artifact", metavar="DIR", help="an artifact")
     report.add_argument("-o", "--output", metavar="FILE", help="where it goes (DIR/report.html)")

@@ -18,6 +18,7 @@ from pennyweight.cli.converting import convert, export
 from pennyweight.cli.inspection import inspect
 from pennyweight.cli.measure import measure, power
 from pennyweight.cli.output import print_json, progress_of
+from pennyweight.cli.packing import run_pack, run_unpack
 from pennyweight.cli.rewriting import prove, rewrite
 from pennyweight.cli.running import run
 from pennyweight.cli.tails import tails
@@ -222,7 +223,7 @@ VERBS = {
     "compress": compress, "certify": certify, "measure": measure, "power": power, "tails": tails, "plan": plan,
     "check": check, "frontier": frontier, "predict": predict, "explain": budgeting.explain, "inspect": inspect,
     "run": run, "bench": bench, "export": export, "convert": convert, "rewrite": rewrite, "prove": prove,
-    "verify": verify, "report": report,
+    "verify": verify, "pack": run_pack, "unpack": run_unpack, "report": report,
     "list": listing, "schema": schema,
 }  # fmt: skip
 

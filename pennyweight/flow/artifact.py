@@ -77,7 +77,7 @@ def read_record(directory: Path, name: str) -> Any:
     data = path.read_bytes()
     try:
         value = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise VerificationFailed(f"is not JSON: {error}", mend="restore it from a copy", site=str(path)) from error
     if canonical(value) != data:
         raise VerificationFailed("was edited: it is not written the way we write it", site=str(path))

@@ -25,7 +25,13 @@ from pennyweight.errors import InvalidFormat, InvalidModel
 from pennyweight.export.compressed_tensors import floats
 from pennyweight.formats import Grid, Part
 from pennyweight.formats.dense import DTYPES
-from pennyweight.network.sources.source import SafetensorsSource, TensorInfo, find_tensor, read_json_object
+from pennyweight.network.sources.source import (
+    SafetensorsSource,
+    TensorInfo,
+    as_described,
+    find_tensor,
+    read_json_object,
+)
 from pennyweight.numerics.packing import unpack_int32, words_of
 
 METHOD = "compressed-tensors"
@@ -85,10 +91,11 @@ class CompressedTensorsSource:
             {k: v for k, v in self._files.config.items() if k != "quantization_config"}
         )
         self.left_out = ["the key-value cache"] if quantization.get("kv_cache_scheme") else []
-        self._schemes = self._read_schemes(quantization)
-        self._ignore = [str(name) for name in quantization.get("ignore") or []]
-        self._packed = {f"{module}.weight": self._read_layout(module) for module in self._quantized_modules()}
-        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._dense_view())
+        with as_described(lambda error: self._refusal(f"config.json does not describe these weights ({error})")):
+            self._schemes = self._read_schemes(quantization)
+            self._ignore = [str(name) for name in quantization.get("ignore") or []]
+            self._packed = {f"{module}.weight": self._read_layout(module) for module in self._quantized_modules()}
+            self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._dense_view())
 
     def read(self, name: str) -> Tensor:
         """Read a weight: in float32 where codes are stored, otherwise as it is.

@@ -26,7 +26,13 @@ from torch import Tensor
 from pennyweight.errors import InvalidModel
 from pennyweight.formats import Grid, Part
 from pennyweight.formats.dense import DTYPES
-from pennyweight.network.sources.source import SafetensorsSource, TensorInfo, find_tensor, read_json_object
+from pennyweight.network.sources.source import (
+    SafetensorsSource,
+    TensorInfo,
+    as_described,
+    find_tensor,
+    read_json_object,
+)
 from pennyweight.numerics.packing import unpack_int32, words_of
 
 FORMATS = {"gptq": 1, "gptq_v2": 0}  # what is added to a stored zero point
@@ -88,12 +94,13 @@ class GPTQSource:
         self.config: Mapping[str, Any] = MappingProxyType(
             {k: v for k, v in self._files.config.items() if k != "quantization_config"}
         )
-        self._added = self._read_settings(quantization)
-        self._packed = {
-            f"{module}.weight": self._read_layout(module)
-            for module in (name.removesuffix(".qweight") for name in self._files.tensors if name.endswith(".qweight"))
-        }
-        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._dense_view())
+        with as_described(lambda error: self._refusal(f"config.json does not describe these weights ({error})")):
+            self._added = self._read_settings(quantization)
+            self._packed = {
+                f"{module}.weight": self._read_layout(module)
+                for module in (n.removesuffix(".qweight") for n in self._files.tensors if n.endswith(".qweight"))
+            }
+            self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._dense_view())
 
     def read(self, name: str) -> Tensor:
         """Read a weight: in float32 where codes are stored, otherwise as it is.

@@ -259,7 +259,7 @@ def _read(ledger: FileIO, path: Path) -> list[Record]:
 def _parse(line: bytes) -> Record | None:
     try:
         record = msgspec.json.decode(line, type=Record)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     # one way to write each record: whatever reads back otherwise was edited, or has fields that we do not know
     return record if 0 < record.alpha < 1 and canonical(record) == line else None

@@ -22,6 +22,7 @@ from pennyweight.export.safetensors_stream import Entry, ShardWriter, write_file
 from pennyweight.formats import Compressed, Dense, Format, Part
 from pennyweight.network.network import Site
 from pennyweight.network.sources.module import module_with
+from pennyweight.network.sources.source import as_described
 from pennyweight.numerics.hashing import canonical
 
 WEIGHTS, ABOUT = "model.safetensors", "module.json"
@@ -81,6 +82,11 @@ def unpack(module: nn.Module, stored: Stored, *, site: str = "") -> nn.Module:
     Raises:
         InvalidModel: the tensors are not those of this module.
     """
+    with as_described(lambda error: _undescribed(error, site)):
+        return _unpacked(module, stored, site)
+
+
+def _unpacked(module: nn.Module, stored: Stored, site: str) -> nn.Module:
     parameters, buffers, values = dict(module.named_parameters()), _buffers(module), dict[str, Tensor]()
     taken = {f"{name}.packed" for name in stored.about}
     known = {n for n in stored.tensors if n not in taken} | set(stored.about)
@@ -105,6 +111,13 @@ def unpack(module: nn.Module, stored: Stored, *, site: str = "") -> nn.Module:
     for name in buffers:
         copied[name].copy_(stored.tensors[name])
     return own_copy.requires_grad_(False)
+
+
+def _undescribed(error: str, site: str) -> InvalidModel:
+    return InvalidModel(
+        f"{ABOUT} does not describe these weights ({error})", expected="the files as they were written",
+        mend="restore them from a copy", site=site,
+    )  # fmt: skip
 
 
 def write(stored: Stored, directory: Path) -> None:

@@ -98,7 +98,7 @@ def is_task(path: str | Path | None) -> bool:
         first = next((line for line in file if line.strip()), b"")
     try:
         record = json.loads(first.decode("utf-8-sig"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False  # whoever reads it says what is wrong, and in which line
     return isinstance(record, Mapping) and "question" in record
 

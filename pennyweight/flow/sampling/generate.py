@@ -198,7 +198,7 @@ def stop_ids(source: Source) -> frozenset[int]:
     content = source.auxiliary().get("generation_config.json")
     try:
         settings = json.loads(content.read_bytes() if isinstance(content, Path) else content or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         settings = {}  # an optional file
     found = settings.get("eos_token_id") if isinstance(settings, dict) else None
     if found is None:

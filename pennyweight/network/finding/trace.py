@@ -8,6 +8,7 @@ producer. Blocks are the module list whose members pass one tensor from each to 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -16,14 +17,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from pennyweight.errors import InvalidModel
+from pennyweight.errors import InvalidModel, PennyweightError
 from pennyweight.network.finding.inputs import example
 from pennyweight.network.finding.symmetry import Symmetry, symmetries
 from pennyweight.network.finding.watch import Cut, Watched, watch
 from pennyweight.network.network import Block, Edge, Network, Site
 from pennyweight.network.sources.module import ModuleSource
 from pennyweight.network.sources.source import Source
+
+MAKERS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)  # from sizes
+LEAST = 1 << 26  # elements that any model may make a tensor of: masks, tables of positions
+DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+LAYERS = 1000  # that any model may have
 
 
 def load_network(source: Source) -> Network:
@@ -85,26 +92,66 @@ def skeleton(source: Source) -> nn.Module:
 
     logging.set_verbosity_error()
     config = {k: v for k, v in source.config.items() if k != "quantization_config"}
-    named = next(iter(source.config.get("architectures") or ()), "")
+    _check_depth(source)
     try:
+        named = next(iter(source.config.get("architectures") or ()), "")
         parsed = AutoConfig.for_model(**config)
         parsed.dtype = torch.float32
-        with _parameters_on_meta():
+        with _parameters_on_meta(), _Plausible(source):
             kind: Any = getattr(transformers, named, None)
             if getattr(kind, "config_class", None) is not type(parsed):
                 kind = AutoModelForCausalLM
             make = kind.from_config if kind is AutoModelForCausalLM else kind._from_config
             model: nn.Module = make(parsed, dtype=torch.float32)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        model.tie_weights()  # type: ignore[operator]
+    except PennyweightError:
+        raise
+    except Exception as error:  # code of every architecture meets a configuration from anywhere
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidModel(
-            f"transformers cannot build a causal language model of type {source.config.get('model_type')!r}: "
-            + str(error).splitlines()[0],
+            f"transformers cannot build a causal language model of type {source.config.get('model_type')!r}: {said}",
             expected="a model_type and a config.json that the installed transformers knows",
             mend="check config.json; for a new architecture, a newer transformers may know it",
             site=str(source.path),
         ) from error
-    model.tie_weights()  # type: ignore[operator]
     return model.eval().requires_grad_(False)
+
+
+class _Plausible(TorchFunctionMode):
+    """Refuse to make a tensor that is larger than the whole model: a size in config.json is wrong, or meant to harm."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self.site = str(source.path)
+        self.most = max(LEAST, sum(math.prod(info.shape) for info in source.tensors.values()))
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look at what makes tensors from sizes; let everything else pass."""
+        if function in MAKERS and (size := _elements(args, kwargs or {})) > self.most:
+            raise InvalidModel(
+                f"config.json asks for a tensor of {size} numbers", expected=f"at most {self.most}, as the files hold",
+                mend="check that config.json and the weights belong to the same model", site=self.site,
+            )  # fmt: skip
+        return function(*args, **(kwargs or {}))
+
+
+def _elements(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    sizes = args or (kwargs.get("size", ()),)
+    if len(sizes) > 0 and isinstance(sizes[0], list | tuple):
+        sizes = tuple(sizes[0])
+    return math.prod(size for size in sizes if isinstance(size, int))
+
+
+def _check_depth(source: Source) -> None:
+    """Refuse a configuration with more layers than the files can hold, before anything is made for each of them."""
+    for key in DEPTHS:
+        depth = source.config.get(key)
+        if isinstance(depth, int) and depth > max(LAYERS, len(source.tensors)):
+            raise InvalidModel(
+                f"config.json has {key} = {depth}, and the files hold {len(source.tensors)} tensors",
+                expected="at least one tensor a layer",
+                mend="check that config.json and the weights belong to the same model", site=str(source.path),
+            )  # fmt: skip
 
 
 @contextmanager

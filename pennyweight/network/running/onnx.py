@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -127,6 +127,9 @@ class OnnxSource:
     def _beside(self, model: Any) -> tuple[Path, ...]:
         """Files that tensors of the model lie in, sorted by name."""
         names = {entry.value for tensor in _tensors(model) for entry in tensor.external_data if entry.key == "location"}
+        outside = [name for name in names if not isinstance(name, str) or "\0" in name or _leaves(name)]
+        if outside:
+            self._corrupt(f"it keeps weights in {str(outside[0])[:200]!r}, outside of its directory")
         files = tuple(self.path.parent / name for name in sorted(names))
         for file in files:
             if not file.is_file():
@@ -139,6 +142,10 @@ class OnnxSource:
     def _corrupt(self, happened: str) -> NoReturn:
         raise CorruptFile(happened, expected="an .onnx file, whole", mend="export or download it again",
                           site=str(self.path))  # fmt: skip
+
+
+def _leaves(name: str) -> bool:
+    return PurePath(name).is_absolute() or ".." in PurePath(name).parts
 
 
 def open_onnx(path: str | Path) -> Network:

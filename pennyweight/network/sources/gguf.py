@@ -62,7 +62,7 @@ TILE = 1 << 20  # elements decoded at once; bounds the temporaries of the decode
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     """One tensor as the file lists it; `start` is counted from the beginning of the file."""
 
     name: str
@@ -89,12 +89,11 @@ class GGUFSource:
         self.path = Path(file)
         if not self.path.is_file():
             raise MissingFile("there is no such file", expected="a .gguf file", site=str(self.path))
-        _require_gguf()
-        self.metadata, self._spans, entries = _read_header(self.path)
+        self.metadata, self._spans, entries = read_header(self.path)
         self.architecture = _checked_architecture(self.metadata, self.path)
         self._rope_scaling = self._read_rope_scaling(entries)
         entries = [entry for entry in entries if entry.name != ROPE_FACTORS or not self._rope_scaling]
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         tensors: dict[str, TensorInfo] = {}
         for entry in entries:
             name = self._parameter(entry.name)
@@ -290,7 +289,7 @@ class GGUFSource:
             "final_logit_softcapping": self._option("final_logit_softcapping", None) or None,
         }
 
-    def _read_rope_scaling(self, entries: list[_Entry]) -> dict[str, Any] | None:
+    def _read_rope_scaling(self, entries: list[Entry]) -> dict[str, Any] | None:
         """Options that the scaled rotary frequencies were made of, where the file says them and they agree."""
         stored = next((entry for entry in entries if entry.name == ROPE_FACTORS), None)
         options = {key: self.metadata.get(f"pennyweight.rope_scaling.{key}") for key in ROPE_OPTIONS}
@@ -341,7 +340,7 @@ class GGUFSource:
         with _quiet_transformers(), tempfile.TemporaryDirectory() as directory:
             try:
                 tokenizer = PreTrainedTokenizerFast.from_pretrained(str(self.path.parent), gguf_file=self.path.name)
-            except (ValueError, KeyError, NotImplementedError, TypeError) as error:
+            except Exception as error:  # tokenizers raises plain Exception
                 raise InvalidModel(
                     f"transformers cannot rebuild its tokenizer: {error}",
                     expected="a vocabulary of a kind transformers knows",
@@ -442,8 +441,15 @@ class _Header:
         )
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, int]], list[_Entry]]:
-    """Read metadata, where in the file each value lies, and the tensors; check that their bytes are all there."""
+def read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, int]], list[Entry]]:
+    """Read metadata, where in the file each value lies, and the tensors; check that their bytes are all there.
+
+    Raises:
+        MissingExtra: the gguf package is not installed.
+        InvalidModel: a tensor of a type that cannot be decoded.
+        CorruptFile: not a GGUF file, or an incomplete one.
+    """
+    _require_gguf()
     import gguf
 
     with path.open("rb") as file:
@@ -478,7 +484,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, int]]
         block, width = gguf.GGML_QUANT_SIZES[kind]
         if not shape or min(shape) < 1 or shape[-1] % block:
             header.refuse(f"{name} has shape {list(shape)}, which {kind.name} cannot store")
-        entry = _Entry(name, shape, kind, data + offset, math.prod(shape) // block * width)
+        entry = Entry(name, shape, kind, data + offset, math.prod(shape) // block * width)
         if entry.start < end:
             header.refuse(f"{name} overlaps the tensor before it")
         end = entry.start + entry.bytes

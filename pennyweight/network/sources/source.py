@@ -9,7 +9,8 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from io import FileIO
@@ -19,7 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from pennyweight.errors import CorruptFile, InvalidModel, InvalidWeights, MissingFile
+from pennyweight.errors import CorruptFile, InvalidModel, InvalidWeights, MissingFile, PennyweightError
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -309,7 +310,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # both bad JSON and bad UTF-8
+    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, brackets without end
         raise CorruptFile(
             f"not JSON: {error}", expected="a JSON object", mend="download it again", site=str(path)
         ) from error
@@ -318,6 +319,32 @@ def read_json_object(path: Path) -> dict[str, Any]:
             f"holds a JSON {type(value).__name__}", expected="a JSON object", mend="download it again", site=str(path)
         )
     return value
+
+
+@contextmanager
+def as_described(refusal: Callable[[str], PennyweightError]) -> Iterator[None]:
+    """Refuse what is not of the form that its description should have, wherever reading it stumbles.
+
+    Args:
+        refusal: makes the error, from what went wrong.
+
+    Raises:
+        PennyweightError: the refusal.
+    """
+    try:
+        yield
+    except PennyweightError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, re.error) as error:
+        said = str(error).splitlines()[0][:200] if str(error) else "no reason given"
+        raise refusal(f"{type(error).__name__}: {said}") from error
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for any file
+        return False
 
 
 def _weight_files(directory: Path) -> tuple[tuple[Path, ...], Mapping[str, str]]:
@@ -333,10 +360,10 @@ def _weight_files(directory: Path) -> tuple[tuple[Path, ...], Mapping[str, str]]
         outside = [shard for shard in shards if Path(shard).name != shard]
         if outside:
             raise CorruptFile(f"lists {outside[0]!r}", expected="names of files in the same directory", site=INDEX)
-        missing = [shard for shard in shards if not (directory / shard).is_file()]
+        missing = [shard for shard in shards if not _is_file(directory / shard)]
         if missing:
             raise MissingFile(
-                f"{len(missing)} of {len(shards)} shards are missing: {', '.join(missing)}",
+                f"{len(missing)} of {len(shards)} shards are missing: {', '.join(missing)[:400]}",
                 expected=f"every file that {INDEX} lists",
                 mend="download the missing files",
                 site=str(directory),
@@ -370,11 +397,33 @@ def _weight_files(directory: Path) -> tuple[tuple[Path, ...], Mapping[str, str]]
     )
 
 
-def _read_header(file: Path) -> list[tuple[TensorInfo, _Extent]]:
-    """List every tensor of one safetensors file, checked against the size of the file.
+@dataclass(frozen=True)
+class Entry:
+    """One tensor as the header of a safetensors file lists it.
+
+    Args:
+        name: of the tensor.
+        dtype: as the format calls it, such as `BF16`.
+        shape: as written.
+        start: first byte, counted from the end of the header.
+        stop: the byte behind the last.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def read_entries(file: Path) -> tuple[int, list[Entry]]:
+    """List what a safetensors file holds, by place, and where its data begins; what an entry says is not yet checked.
 
     Source: the safetensors format, https://github.com/huggingface/safetensors: eight bytes of header length, little
     endian, the header as JSON, then the tensors without gaps.
+
+    Raises:
+        CorruptFile: the header is longer than the file, or not what the format prescribes.
     """
     size = file.stat().st_size
     if size < 8:
@@ -385,22 +434,27 @@ def _read_header(file: Path) -> list[tuple[TensorInfo, _Extent]]:
             raise _truncated(file, f"its header claims {length} bytes and the file has {size}")
         text = stream.read(length)
     try:
-        header = json.loads(text)
-        entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
-        parsed = [
-            (name, str(entry["dtype"]), tuple(map(int, entry["shape"])), *map(int, entry["data_offsets"]))
-            for name, entry in entries
+        entries = [
+            Entry(name, str(entry["dtype"]), tuple(map(int, entry["shape"])), *map(int, entry["data_offsets"]))
+            for name, entry in json.loads(text).items()
+            if name != "__metadata__"
         ]
-        placed = [(start, stop, name, dtype, shape) for name, dtype, shape, start, stop in parsed]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise CorruptFile(
             f"its header is not what the format prescribes ({type(error).__name__}: {error})",
             expected="JSON with dtype, shape and data_offsets of every tensor",
             mend="download the file again",
             site=str(file),
         ) from error
-    tensors, data, position = [], 8 + length, 0
-    for start, stop, name, kind, shape in sorted(placed):
+    return 8 + length, sorted(entries, key=lambda entry: (entry.start, entry.stop, entry.name))
+
+
+def _read_header(file: Path) -> list[tuple[TensorInfo, _Extent]]:
+    """List every tensor of one safetensors file, checked against the size of the file."""
+    data, entries = read_entries(file)
+    tensors, position, size = [], 0, file.stat().st_size
+    for entry in entries:
+        name, kind, shape, start, stop = entry.name, entry.dtype, entry.shape, entry.start, entry.stop
         if kind not in DTYPES:
             raise InvalidModel(
                 f"{name} is stored as {kind}", expected=f"one of {', '.join(DTYPES)}", mend="", site=str(file)

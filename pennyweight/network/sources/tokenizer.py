@@ -56,9 +56,10 @@ def as_chat(source: Source, message: str) -> str:
     settings = _settings(source)
     content = source.auxiliary().get("chat_template.jinja")
     template: Any = content.read_bytes() if isinstance(content, Path) else content
-    template = template.decode("utf-8") if template else settings.get("chat_template")
+    template = template.decode("utf-8", errors="replace") if template else settings.get("chat_template")
     if isinstance(template, list):  # several, by name
-        template = next((one.get("template") for one in template if one.get("name") == "default"), None)
+        named = [one for one in template if isinstance(one, dict) and one.get("name") == "default"]
+        template = named[0].get("template") if named else None
     if not isinstance(template, str):
         raise InvalidModel(
             "the model has no chat template", expected="chat_template.jinja, or chat_template in tokenizer_config.json",
@@ -103,7 +104,7 @@ def _settings(source: Source) -> dict[str, Any]:
     content = source.auxiliary().get("tokenizer_config.json")
     try:
         settings: Any = json.loads(content.read_bytes() if isinstance(content, Path) else content or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return settings if isinstance(settings, dict) else {}
 
