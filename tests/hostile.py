@@ -22,8 +22,9 @@ from safetensors.torch import save_file
 from pennyweight.budget import Budget
 from pennyweight.corpus import read_documents
 from pennyweight.errors import PennyweightError
-from pennyweight.export.compressed_tensors.source import CompressedTensorsSource
-from pennyweight.export.files import FILES
+from pennyweight.export.engines import find
+from pennyweight.export.files import FILES, StoresParts
+from pennyweight.export.gptq.awq import AWQSource
 from pennyweight.export.gptq.source import GPTQSource
 from pennyweight.flow import artifact
 from pennyweight.flow.certifying.openings import _read as read_ledger
@@ -35,8 +36,9 @@ from pennyweight.flow.profiling.profile import is_task
 from pennyweight.flow.sampling.generate import stop_ids
 from pennyweight.flow.search.study import open_study
 from pennyweight.flow.verify import verify
-from pennyweight.formats import Compressed, Grid
+from pennyweight.formats import Compressed, Format, Grid
 from pennyweight.latency import Latency
+from pennyweight.network.network import Site
 from pennyweight.network.running.onnx import open_onnx
 from pennyweight.network.sources.gguf import GGUFSource
 from pennyweight.network.sources.opening import open_source
@@ -113,7 +115,7 @@ def read_all(source: Source) -> None:
     assert source.description
     assert source.stored_bytes >= 0
     each(partial(_checked, source.read, name) for name in source.tensors)
-    if isinstance(source, CompressedTensorsSource | GPTQSource):
+    if isinstance(source, StoresParts):
         packed = [name for name, info in source.tensors.items() if " " in info.dtype and ".k." not in name]
         each(partial(source.read_part, name) for name in packed)
     source.auxiliary()
@@ -168,12 +170,6 @@ def seed_compressed_tensors(directory: Path) -> None:
     _json(directory / "config.json", {**CONFIG, "quantization_config": quantization})
 
 
-def read_compressed_tensors(directory: Path) -> None:
-    source = FILES["compressed-tensors"].opens(directory)
-    if source is not None:
-        read_all(source)
-
-
 def seed_gptq(directory: Path) -> None:
     codes = torch.randint(0, 16, (8, 64), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     zeros = torch.randint(0, 14, (2, 8), generator=torch.Generator().manual_seed(2)).to(torch.uint8)
@@ -194,6 +190,42 @@ def seed_gptq_without_order(directory: Path) -> None:
     tensors = load_file(directory / "model.safetensors")
     del tensors["x.g_idx"]
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, directory / "model.safetensors")
+
+
+def seed_awq(directory: Path) -> None:
+    chance = torch.Generator().manual_seed(1)
+    tensors = {
+        "x.qweight": torch.randint(-(2**31), 2**31, (64, 2), generator=chance).to(torch.int32),
+        "x.qzeros": torch.randint(-(2**31), 2**31, (2, 2), generator=chance).to(torch.int32),
+        "x.scales": _numbers(2, 16).half(), "norm.weight": _numbers(8),
+    }  # fmt: skip
+    save_file(tensors, directory / "model.safetensors")
+    quantization = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
+    _json(directory / "config.json", {**CONFIG, "quantization_config": quantization})
+
+
+def _seed_program(engine: str, directory: Path) -> None:
+    """What an engine that reads programs is handed: a tiny network with some weights as codes."""
+    model = directory.parent / f"{directory.name}.model"
+    seed_network(model)
+    network = load(model)
+    formats: dict[str, Format] = {
+        site.name: Grid(bits=4, group_size=16, symmetric=site.name.endswith("q_proj"), scale_dtype="float16")
+        for site in network.sites
+        if site.role == "linear"
+    }
+
+    def rounded(site: Site) -> Compressed:
+        return Compressed((formats[site.name].store(network.source.read(site.parameter).float()),), site.shape)
+
+    find(engine).files.write(network, formats, rounded, directory, dtype="float16")
+    shutil.rmtree(model)
+
+
+def read_files(file_format: str, directory: Path) -> None:
+    source = FILES[file_format].opens(directory)
+    if source is not None:
+        read_all(source)
 
 
 def seed_gguf(directory: Path) -> None:
@@ -495,9 +527,12 @@ READERS: Mapping[str, Reader] = {
         ("certificate", seed_certificate, read_certificate),
         ("safetensors", seed_safetensors, read_directory),
         ("shards", seed_shards, read_directory),
-        ("compressed-tensors", seed_compressed_tensors, read_compressed_tensors),
+        ("compressed-tensors", seed_compressed_tensors, partial(read_files, "compressed-tensors")),
         ("gptq", seed_gptq, lambda directory: read_all(GPTQSource(directory))),
         ("gptq, no g_idx", seed_gptq_without_order, lambda directory: read_all(GPTQSource(directory))),
+        ("awq", seed_awq, lambda directory: read_all(AWQSource(directory))),
+        ("onnx weights", partial(_seed_program, "onnxruntime"), partial(read_files, "onnx")),
+        ("openvino", partial(_seed_program, "openvino"), partial(read_files, "openvino")),
         ("gguf", seed_gguf, read_gguf),
         ("gguf tokenizer", seed_gguf, read_gguf_tokenizer),
         ("network", seed_network, read_network),

@@ -37,7 +37,10 @@ from pennyweight.network.sources.gguf import GGUFSource
 from pennyweight.network.sources.opening import open_source
 from pennyweight.plan import Plan
 
-NEEDS = {"gguf": "gguf", "gguf tokenizer": "gguf", "onnx": "onnx", "container": "zstandard"}
+NEEDS = {
+    "gguf": "gguf", "gguf tokenizer": "gguf", "onnx": "onnx", "onnx weights": "onnxscript", "openvino": "openvino",
+    "container": "zstandard",
+}  # fmt: skip
 SLOW = {"gguf tokenizer": 10, "network": 20, "certificate, sealed again": 40}  # inputs; 60 of the others
 DEEP = "[" * 20_000
 
@@ -186,6 +189,19 @@ def test_weights_of_an_onnx_file_lie_beside_it(name: str, tmp_path: Path) -> Non
     path.write_bytes(model.SerializeToString())
     with pytest.raises(CorruptFile, match="outside of its directory"):
         OnnxSource(path)
+
+
+def test_names_in_a_graph_that_are_no_text(tmp_path: Path) -> None:
+    """Protobuf hands them over as bytes."""
+    pytest.importorskip("onnx")
+    hostile.seed_onnx(tmp_path)
+    path, config = tmp_path / "model.onnx", tmp_path / "config.json"
+    config.write_text(json.dumps(hostile.CONFIG))
+    path.write_bytes(path.read_bytes().replace(b"weights", b"weight\xff"))
+    with pytest.raises(CorruptFile, match="outside of its directory"):
+        OnnxSource(path)
+    with pytest.raises(InvalidModel, match="cannot be followed"):
+        load(tmp_path)
 
 
 def test_a_study_whose_rows_were_changed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pennyweight.errors import CorruptFile, MissingExtra, MissingFile
-from pennyweight.network.sources.source import fill
+from pennyweight.network.sources.source import fill, is_there
 
 DTYPES: Mapping[str, torch.dtype] = {
     "FLOAT": torch.float32, "FLOAT16": torch.float16, "BFLOAT16": torch.bfloat16, "DOUBLE": torch.float64,
@@ -132,9 +132,9 @@ def _beside(path: Path, location: str, tensor: str) -> Path:
     if location in ("", ".") or "\0" in location or climbs:
         raise _corrupt(f"{tensor} is said to lie in {location!r}", "a file beside the .onnx file", path)
     file = path.parent / location
-    if not file.is_file():
+    if not is_there(file):
         raise MissingFile(
-            f"its weights are in {location}, which is not there", expected="that file beside the .onnx file",
+            f"its weights are in {location[:200]}, which is not there", expected="that file beside the .onnx file",
             mend="copy or download all files of the model into one directory", site=str(path),
         )  # fmt: skip
     return file

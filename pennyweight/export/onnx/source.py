@@ -33,6 +33,7 @@ from pennyweight.network.sources.source import (
     AUXILIARY_SUFFIXES,
     NOT_AUXILIARY,
     TensorInfo,
+    as_described,
     find_tensor,
     fingerprint_of,
     read_json_object,
@@ -93,6 +94,10 @@ class OnnxWeights:
         self.config: Mapping[str, Any] = read_json_object(self.path / "config.json")
         self._file = next(iter(sorted(self.path.glob("*.onnx"))))
         model = read_model(self._file)
+        with as_described(lambda error: self._refusal(f"the graph cannot be followed ({error})", "")):
+            self._follow(model)
+
+    def _follow(self, model: Any) -> None:
         self._stored = stored_of(model, self._file)
         self._made = {name: node for node in model.graph.node for name in node.output}
         self._packed: dict[str, _Packed] = {}

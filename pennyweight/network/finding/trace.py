@@ -25,7 +25,7 @@ from pennyweight.network.finding.symmetry import Symmetry, symmetries
 from pennyweight.network.finding.watch import Cut, Watched, watch
 from pennyweight.network.network import Block, Edge, Network, Site
 from pennyweight.network.sources.module import ModuleSource
-from pennyweight.network.sources.source import Source
+from pennyweight.network.sources.source import Source, TensorInfo
 
 MAKERS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)  # from sizes
 LEAST = 1 << 26  # elements that any model may make a tensor of: masks, tables of positions
@@ -123,7 +123,8 @@ class _Plausible(TorchFunctionMode):
     def __init__(self, source: Source) -> None:
         super().__init__()
         self.site = str(source.path)
-        self.most = max(LEAST, sum(math.prod(info.shape) for info in source.tensors.values()))
+        held = sum(math.prod(info.shape) for info in _files(source).values())
+        self.most = max(LEAST, held) if held else math.inf
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at what makes tensors from sizes; let everything else pass."""
@@ -142,13 +143,19 @@ def _elements(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     return math.prod(size for size in sizes if isinstance(size, int))
 
 
+def _files(source: Source) -> Mapping[str, TensorInfo]:
+    """What the files hold; nothing is known of a program, or of a configuration alone."""
+    return getattr(source, "tensors", {})
+
+
 def _check_depth(source: Source) -> None:
     """Refuse a configuration with more layers than the files can hold, before anything is made for each of them."""
+    held = len(_files(source))
     for key in DEPTHS:
         depth = source.config.get(key)
-        if isinstance(depth, int) and depth > max(LAYERS, len(source.tensors)):
+        if held and isinstance(depth, int) and depth > max(LAYERS, held):
             raise InvalidModel(
-                f"config.json has {key} = {depth}, and the files hold {len(source.tensors)} tensors",
+                f"config.json has {key} = {depth}, and the files hold {held} tensors",
                 expected="at least one tensor a layer",
                 mend="check that config.json and the weights belong to the same model", site=str(source.path),
             )  # fmt: skip

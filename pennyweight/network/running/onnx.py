@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pennyweight.errors import CorruptFile, InvalidModel, MissingExtra, MissingFile
 from pennyweight.network.network import Network
-from pennyweight.network.sources.source import AUXILIARY_SUFFIXES, NOT_AUXILIARY, TensorInfo, read_json_object
+from pennyweight.network.sources.source import AUXILIARY_SUFFIXES, NOT_AUXILIARY, TensorInfo, is_there, read_json_object
 from pennyweight.numerics.hashing import of_file
 
 LOGIT_TOKENS = 1024  # whose logits are in memory at once: 200 MB for a vocabulary of 49152
@@ -132,9 +132,10 @@ class OnnxSource:
             self._corrupt(f"it keeps weights in {str(outside[0])[:200]!r}, outside of its directory")
         files = tuple(self.path.parent / name for name in sorted(names))
         for file in files:
-            if not file.is_file():
+            if not is_there(file):
                 raise MissingFile(
-                    f"its weights are in {file.name}, which is not there", expected="that file beside the .onnx file",
+                    f"its weights are in {file.name[:200]}, which is not there",
+                    expected="that file beside the .onnx file",
                     mend="copy or download all files of the model into one directory", site=str(self.path),
                 )  # fmt: skip
         return files

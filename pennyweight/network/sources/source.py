@@ -340,7 +340,8 @@ def as_described(refusal: Callable[[str], PennyweightError]) -> Iterator[None]:
         raise refusal(f"{type(error).__name__}: {said}") from error
 
 
-def _is_file(path: Path) -> bool:
+def is_there(path: Path) -> bool:
+    """Whether this is a file, though its name may be one that no file can have."""
     try:
         return path.is_file()
     except OSError:  # a name that is too long for any file
@@ -360,7 +361,7 @@ def _weight_files(directory: Path) -> tuple[tuple[Path, ...], Mapping[str, str]]
         outside = [shard for shard in shards if Path(shard).name != shard]
         if outside:
             raise CorruptFile(f"lists {outside[0]!r}", expected="names of files in the same directory", site=INDEX)
-        missing = [shard for shard in shards if not _is_file(directory / shard)]
+        missing = [shard for shard in shards if not is_there(directory / shard)]
         if missing:
             raise MissingFile(
                 f"{len(missing)} of {len(shards)} shards are missing: {', '.join(missing)[:400]}",
