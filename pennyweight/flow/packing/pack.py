@@ -188,7 +188,7 @@ def listed(source: Path) -> dict[str, Path]:
             what = "a link to a directory" if path.is_dir() else "not a file" if path.exists() else "a broken link"
             raise InvalidModel(
                 f"{name!r} is {what if not path.is_file() else 'not a name that can be packed'}",
-                expected="files, links to files, and directories of them, with names in UTF-8 without backslashes or line ends",
+                expected="files, links to files, and directories of them, with plain names in UTF-8",
                 mend="remove it, or put a copy in its place", site=str(source),
             )  # fmt: skip
     folded: dict[str, str] = {}
