@@ -361,7 +361,7 @@ def test_an_interruption_leaves_nothing(
     if verb == "unpack":
         pack(model, tmp_path / "m.pwpack")
         arguments = ["unpack", str(tmp_path / "m.pwpack"), str(tmp_path / "out"), "--quiet"]
-    before = sorted(path.name for path in tmp_path.iterdir())
+    before, threads = sorted(path.name for path in tmp_path.iterdir()), threading.active_count()
     calls = 0
 
     def interrupted(*given: Any) -> Any:
@@ -378,7 +378,7 @@ def test_an_interruption_leaves_nothing(
     assert capfd.readouterr().err.strip() == "Interrupted."
     assert calls >= 5
     assert sorted(path.name for path in tmp_path.iterdir()) == before
-    assert threading.active_count() == 1
+    assert threading.active_count() == threads
 
 
 def test_without_zstandard_it_says_what_to_install(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
