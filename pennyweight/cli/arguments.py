@@ -297,7 +297,12 @@ def _model(verb: argparse.ArgumentParser) -> None:
 
 def _conversion(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("out", metavar="OUT", help="directory to make; or a .gguf file")
-    verb.add_argument("--to", required=True, metavar="KIND", help="gguf, compressed-tensors, gptq, onnx, openvino, dense; or an engine")
+    verb.add_argument(
+        "--to",
+        required=True,
+        metavar="KIND",
+        help="gguf, compressed-tensors, gptq, onnx, openvino, dense; or an engine",
+    )
     verb.add_argument(
         "--dtype", choices=("float16", "bfloat16", "float32"),
         help="of scales and dense tensors; without it, the first in which most numbers fit",

@@ -37,6 +37,7 @@ from pennyweight.flow.working.pool import Pool
 from pennyweight.flow.working.task import HERE, Task, Workshop
 from pennyweight.network.network import Network
 
+pytestmark = pytest.mark.xdist_group("ray")  # Ray is started once
 SMALL = Budget(metric="bits", at_most=3.6, unit="bits per weight")
 
 

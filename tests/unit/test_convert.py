@@ -37,6 +37,8 @@ from pennyweight.network.network import Network, Site
 
 pytest.importorskip("gguf", reason="the gguf extra is not installed")
 
+pytestmark = pytest.mark.xdist_group("convert")  # one process makes the sources
+
 WIDE = {
     "hidden_size": 256,
     "intermediate_size": 256,

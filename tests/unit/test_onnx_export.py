@@ -46,6 +46,7 @@ onnx = pytest.importorskip("onnx", reason="the onnx extra is not installed")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+pytestmark = pytest.mark.xdist_group("onnx")  # one process follows each network once
 ENGINE = find("onnxruntime")
 GRIDS = {
     "q_proj": "int4 g32 sym", "k_proj": "int4 g16 asym", "v_proj": "int8 g32 asym", "o_proj": "int2 g32 asym",

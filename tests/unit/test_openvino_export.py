@@ -48,6 +48,8 @@ from pennyweight.network.running.run import materialised
 
 openvino = pytest.importorskip("openvino", reason="the openvino extra is not installed")
 
+pytestmark = pytest.mark.xdist_group("openvino")  # one process follows each network once
+
 ENGINE = find("openvino")
 GRIDS = {
     "q_proj": "int4 g64 sym", "k_proj": "int4 g16 asym", "v_proj": "int8 g32 asym", "o_proj": "int2 g32 asym",
