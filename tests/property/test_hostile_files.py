@@ -244,7 +244,12 @@ def test_a_tensor_that_overflows(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(4)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(hostile.CONFIG))
     data = (tmp_path / "model.safetensors").read_bytes()
-    for text in (b'"shape":[4611686018427387904,4]', b'"shape":[Infinity]', b'"shape":[-2,-2]'):
+    for text in (
+        b'"shape":[4611686018427387904,4]',
+        b'"shape":[Infinity]',
+        b'"shape":[-2,-2]',
+        b'"shape":[0,18446744073709551616]',
+    ):
         changed = data[8:].replace(b'"shape":[4]', text)
         (tmp_path / "model.safetensors").write_bytes((len(changed) - 16).to_bytes(8, "little") + changed)
         with pytest.raises(CorruptFile):

@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -340,6 +340,11 @@ def as_described(refusal: Callable[[str], PennyweightError]) -> Iterator[None]:
         raise refusal(f"{type(error).__name__}: {said}") from error
 
 
+def is_shape(sizes: Sequence[int]) -> bool:
+    """Whether a tensor can have these sizes: none below zero, and those above it no more than can be counted."""
+    return min(sizes, default=0) >= 0 and math.prod(max(size, 1) for size in sizes) < 1 << 63
+
+
 def is_there(path: Path) -> bool:
     """Whether this is a file, though its name may be one that no file can have."""
     try:
@@ -461,7 +466,7 @@ def _read_header(file: Path) -> list[tuple[TensorInfo, _Extent]]:
                 f"{name} is stored as {kind}", expected=f"one of {', '.join(DTYPES)}", mend="", site=str(file)
             )
         dtype = DTYPES[kind]
-        if start != position or min(shape, default=0) < 0 or stop - start != math.prod(shape) * dtype.itemsize:
+        if start != position or not is_shape(shape) or stop - start != math.prod(shape) * dtype.itemsize:
             raise CorruptFile(
                 f"{name} with shape {list(shape)} and dtype {kind} is said to lie in bytes {start} to {stop}",
                 expected=f"{math.prod(shape) * dtype.itemsize} bytes from {position} on, without gap or overlap",
