@@ -228,7 +228,7 @@ def read_files(file_format: str, directory: Path) -> None:
         read_all(source)
 
 
-def seed_gguf(directory: Path) -> None:
+def seed_gguf(directory: Path, norms: str = "F32") -> None:
     import gguf
 
     hidden, heads, tokens = 32, 2, ["<|endoftext|>", "a", "b", "c", "ab"]
@@ -253,7 +253,8 @@ def seed_gguf(directory: Path) -> None:
         weight = _numbers(hidden, hidden).numpy()
         writer.add_tensor(f"blk.0.{part}.weight", gguf.quants.quantize(weight, kind), raw_dtype=kind)
     for norm in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
-        writer.add_tensor(f"{norm}.weight", np.ones(hidden, dtype=np.float32))
+        kind = gguf.GGMLQuantizationType[norms]
+        writer.add_tensor(f"{norm}.weight", gguf.quants.quantize(np.ones(hidden, np.float32), kind), raw_dtype=kind)
     writer.add_tensor("token_embd.weight", _numbers(len(tokens), hidden).numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -21,6 +21,7 @@ from pennyweight.flow.certifying.rules import Rules, drawn_order, lot_of
 from pennyweight.flow.converting import carry
 from pennyweight.flow.rewrite import LARGEST_CHANGE
 from pennyweight.methods.multiplicity import AlphaLedger
+from pennyweight.network.sources.source import as_described
 from pennyweight.numerics.hashing import of_value
 from pennyweight.plan import Plan
 
@@ -54,6 +55,18 @@ def verify(directory: str | Path) -> Verified:
         raise VerificationFailed(
             "there is no such directory", expected="an artifact", mend="check the path", site=str(directory)
         )
+    with as_described(lambda error: _unread(error, directory)):
+        return _verified(directory)
+
+
+def _unread(error: str, directory: Path) -> VerificationFailed:
+    return VerificationFailed(
+        f"the records are not of the form we write ({error})", expected="records as they were written",
+        mend="restore them from a copy", site=str(directory),
+    )  # fmt: skip
+
+
+def _verified(directory: Path) -> Verified:
     count = artifact.check_seal(directory)
     if carry.is_converted(directory):
         carried, units = carry.check(directory)

@@ -204,6 +204,25 @@ def test_names_in_a_graph_that_are_no_text(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda evidence: evidence["populations"][0].update(counted=True),
+        lambda evidence: evidence["rules"].update(numbers="all"),
+        lambda evidence: evidence["rules"].update(opening=[1]),
+        lambda evidence: evidence["populations"][0]["certification"].update(metrics={"kl": 5}),
+    ],
+)
+def test_evidence_with_values_of_other_kinds(
+    change: Callable[[Any], object], honest: Callable[[str], tuple[Path, dict[str, bytes]]]
+) -> None:
+    """Sealed again, so that the seal does not tell."""
+    directory, _ = honest("certificate, sealed again")
+    edit(directory / "certificate" / artifact.FOLDER / "evidence.json", change)
+    with pytest.raises(VerificationFailed):
+        hostile.READERS["certificate, sealed again"].read(directory)
+
+
 def test_a_study_whose_rows_were_changed(tmp_path: Path) -> None:
     hostile.seed_study(tmp_path)
     with open_study(tmp_path / "study.sqlite", "world") as study, study.connection:
@@ -219,6 +238,15 @@ def test_a_vocabulary_that_tokenizers_cannot_use(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace((3).to_bytes(8, "little") + b"a b", (3).to_bytes(8, "little") + b"f b"))
     with pytest.raises(InvalidModel, match="cannot rebuild its tokenizer"):
         GGUFSource(path).auxiliary()
+
+
+def test_codes_that_are_no_matrix(tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="the gguf extra is not installed")
+    hostile.seed_gguf(tmp_path, norms="Q8_0")
+    source = GGUFSource(tmp_path / "model.gguf")
+    assert source.read("model.norm.weight").shape == (32,)
+    with pytest.raises(InvalidModel, match=r"\[32\] is stored as q8_0"):
+        source.read_part("model.norm.weight")
 
 
 def test_a_chat_template_that_is_no_text(tmp_path: Path) -> None:

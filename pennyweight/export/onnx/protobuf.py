@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pennyweight.errors import CorruptFile, MissingExtra, MissingFile
-from pennyweight.network.sources.source import fill, is_shape, is_there
+from pennyweight.network.sources.source import fill, is_there
 
 DTYPES: Mapping[str, torch.dtype] = {
     "FLOAT": torch.float32, "FLOAT16": torch.float16, "BFLOAT16": torch.bfloat16, "DOUBLE": torch.float64,
@@ -99,8 +99,8 @@ def stored_of(model: Any, path: Path) -> dict[str, Stored]:
 
 def _stored(tensor: Any, dtype: torch.dtype | None, path: Path) -> Stored:
     shape = tuple(int(size) for size in tensor.dims)
-    if not is_shape(shape):
-        raise _corrupt(f"{tensor.name} has the shape {list(shape)}", "sizes that a tensor can have", path)
+    if any(size < 0 for size in shape):
+        raise _corrupt(f"{tensor.name} has the shape {list(shape)}", "sizes that are not negative", path)
     if dtype is None:
         return Stored(shape, None, path)
     needed = math.prod(shape) * dtype.itemsize

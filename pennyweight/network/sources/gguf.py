@@ -154,10 +154,11 @@ class GGUFSource:
         """
         info, entry = find_tensor(self.tensors, name, self.path), self._entries[name]
         kinds = [kind for kind in (KQuant, Legacy, TernaryBlocks) if info.dtype in kind.types()]
-        if not kinds:
+        if not kinds or len(info.shape) != 2:
             raise InvalidModel(
-                f"{name} is stored as {info.dtype}", expected="one of our block types", site=str(self.path)
-            )
+                f"{name} {list(info.shape)} is stored as {info.dtype}", expected="a matrix in one of our block types",
+                site=str(self.path),
+            )  # fmt: skip
         format = kinds[0].of(info.dtype)
         tensors = format.unpack(self.raw(name), info.shape)
         heads = self._interleaved_heads(entry.name)
