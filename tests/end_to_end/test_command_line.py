@@ -195,7 +195,8 @@ def test_list_names_what_works(run: Callable[..., tuple[int, str, str]]) -> None
     value = json.loads(run("list", "--json")[1])
     assert {"gptq", "round_to_nearest", "integer_program", "uniform"} <= {row["name"] for row in value["methods"]}
     assert {row["name"] for row in value["engines"]} == {
-        "transformers", "vllm", "llama.cpp", "gptqmodel", "vllm-gptq", "onnxruntime", "onnxruntime-int8", "pytorch",
+        "transformers", "vllm", "llama.cpp", "gptqmodel", "vllm-gptq", "onnxruntime", "onnxruntime-int8", "openvino",
+        "pytorch",
     }  # fmt: skip
     assert all(row["what"] and row["paper"] for row in value["methods"])
 
