@@ -94,13 +94,11 @@ def show(value: Mapping[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=False)
     size = f"{value['bytes'] / 1e6:,.1f} MB"
     console.print(f"{value['model']}: {value['source']}, {size}, {len(value['blocks'])} blocks")
-    engines = sorted({name for row in value["sites"] for name in row["takes"]})
     table = Table(show_edge=False)
-    for heading in ("site", "role", "shape", "stored", *(f"{name} takes" for name in engines)):
+    for heading in ("site", "role", "shape", "stored", "taken compressed by"):
         table.add_column(heading, overflow="fold")
     rows = [
-        (row["site"], (row["role"], " x ".join(map(str, row["shape"])), row["stored"],
-                       *(_short(row["takes"][name]) for name in engines)))
+        (row["site"], (row["role"], " x ".join(map(str, row["shape"])), row["stored"], _takers(row["takes"])))
         for row in value["sites"]
     ]  # fmt: skip
     for name, rest in grouped(rows):
@@ -198,8 +196,7 @@ def _takes(engine: Engine, site: Site, network: Network, refused: Mapping[str, s
     return sorted({format.label() for format in formats if not engine.refuses(site, format, network)})
 
 
-def _short(labels: Sequence[str]) -> str:
-    words = sorted({label.split()[0] for label in labels})
-    if all(word.startswith("int") for word in words):
-        words = [f"int {','.join(word.removeprefix('int') for word in words)}"] if words else []
-    return ", ".join(words) or "-"
+def _takers(takes: Mapping[str, Sequence[str]]) -> str:
+    """Engines with a format for a site; the formats are in the JSON."""
+    able = [name for name, formats in takes.items() if formats]
+    return "every engine" if len(able) == len(takes) else ", ".join(able) or "none"

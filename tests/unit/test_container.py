@@ -7,6 +7,7 @@ import json
 import math
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -378,7 +379,10 @@ def test_an_interruption_leaves_nothing(
     assert capfd.readouterr().err.strip() == "Interrupted."
     assert calls >= 5
     assert sorted(path.name for path in tmp_path.iterdir()) == before
-    assert threading.active_count() == threads
+    patience = time.monotonic() + 10
+    while threading.active_count() > threads and time.monotonic() < patience:  # a chunk is coded to its end
+        time.sleep(0.01)
+    assert threading.active_count() <= threads
 
 
 def test_without_zstandard_it_says_what_to_install(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

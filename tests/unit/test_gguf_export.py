@@ -519,7 +519,7 @@ def test_files_are_found_by_name() -> None:
     assert files_of("gguf") is LLAMA.files
     assert files_of("compressed-tensors") is find("vllm").files is find("transformers").files
     with pytest.raises(UnknownName, match="compressed-tensors, gguf"):
-        files_of("onnx")
+        files_of("zip")
 
 
 def test_what_the_engine_refuses(broad: Network) -> None:

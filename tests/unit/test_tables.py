@@ -67,7 +67,7 @@ def test_plans_of_a_shared_table(
 ) -> None:
     network = network_of("llama_tied")
     files = SimpleNamespace(check=lambda *_: None)  # the shared models have a tokenizer that llama.cpp has no name for
-    monkeypatch.setattr("pennyweight.export.engines.files_of", lambda _: files)
+    monkeypatch.setattr("pennyweight.export.engines.engine.files_of", lambda _: files)
     if not message:
         assert check_plan(plan_for(network, steps), network).name == "llama.cpp"
         return
