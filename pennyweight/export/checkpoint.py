@@ -5,22 +5,30 @@ What a compressed tensor looks like in it, and what config.json says of that, is
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from pennyweight.errors import InvalidFormat, InvalidOutput
-from pennyweight.export.accounting import Accounting, Row
+from pennyweight.errors import InvalidFormat
+from pennyweight.export.accounting import Accounting
 from pennyweight.export.safetensors_stream import Entry, ShardWriter, is_written, write_file
-from pennyweight.export.uncompressed import check_equal, dense_dtype, tied_to
+from pennyweight.export.uncompressed import check_equal, dense_bytes, dense_dtype, tied_to
+from pennyweight.export.writing import (
+    beside_bytes,
+    json_bytes,
+    one_part,
+    refuse_foreign,
+    rounded,
+    rows_of,
+    write_beside,
+    write_config,
+)
 from pennyweight.formats import Compressed, Dense, Format, Part
 from pennyweight.network.network import Network, Site
 from pennyweight.network.sources.source import INDEX, TensorInfo
-from pennyweight.numerics.hashing import of_bytes
 
 SHARD_BYTES = 2_000_000_000
 HEADERS = 65_536  # bytes of headers, config and index beside the tensors; the exact number is known once written
@@ -141,9 +149,9 @@ def write_directory(
     """
     shards = shards_of([item for item in items if item.entries], shard_bytes)
     names = shard_names(len(shards))
-    _check_directory(out, names)
-    copied = network.source.auxiliary() if auxiliary is None else auxiliary
-    hashes = {name: _copy(out / name, content) for name, content in sorted(copied.items())}
+    ours = {*names, *([INDEX] if len(names) > 1 else [])}
+    refuse_foreign(out, ["*.safetensors", "*.safetensors.index.json"], ours)
+    hashes = write_beside(out, network.source.auxiliary() if auxiliary is None else auxiliary)
     for name, shard in zip(names, shards, strict=True):
         _write_shard(out / name, shard, network, compressed, layout, on_tensor)
     if len(shards) > 1:
@@ -154,23 +162,11 @@ def write_directory(
         write_file(out / INDEX, json_bytes({"metadata": {"total_size": total}, "weight_map": where}))
     for name, data in layout.beside(network, items).items():
         write_file(out / name, data)
-    config = {k: v for k, v in network.source.config.items() if k not in ("quantization_config", "torch_dtype")}
-    write_file(out / "config.json", json_bytes({**config, "dtype": dtype, **layout.config(network, items)}))
-    rows = tuple(
-        Row(name=item.info.name, action=item.action, reason=item.reason,
-            bytes_before=item.info.bytes, bytes_after=item.bytes)
-        for item in items
-    )  # fmt: skip
+    write_config(network, out, dtype, layout.config(network, items))
     return Accounting(
-        rows=rows, expected=tuple(network.source.tensors),
+        rows=rows_of(items), expected=tuple(network.source.tensors),
         written=sum(_data_bytes(out / name) for name in names), auxiliary=hashes,
     )  # fmt: skip
-
-
-def beside_bytes(network: Network) -> int:
-    """Bytes beside all tensor data: what is copied, and enough for headers."""
-    copied = network.source.auxiliary().values()
-    return HEADERS + sum(len(file) if isinstance(file, bytes) else file.stat().st_size for file in copied)
 
 
 def shards_of(items: Sequence[Item], limit: int) -> list[list[Item]]:
@@ -191,30 +187,6 @@ def shard_names(count: int) -> list[str]:
     if count == 1:
         return ["model.safetensors"]
     return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-
-
-def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """A configuration as it is written: sorted, so that equal ones are equal files."""
-    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
-
-
-def _check_directory(out: Path, names: Sequence[str]) -> None:
-    ours = {*names, *([INDEX] if len(names) > 1 else [])}
-    found = [*out.glob("*.safetensors"), *out.glob("*.safetensors.index.json")] if out.is_dir() else []
-    foreign = sorted(file.name for file in found if file.name not in ours)
-    if foreign:
-        raise InvalidOutput(
-            f"holds {foreign[0]}, which is not of this model",
-            expected="an empty directory, or one that the same command left unfinished",
-            mend="choose another output directory",
-            site=str(out),
-        )
-
-
-def _copy(path: Path, content: bytes | Path) -> str:
-    data = content if isinstance(content, bytes) else content.read_bytes()
-    write_file(path, data)
-    return of_bytes(data)
 
 
 def _write_shard(
@@ -243,33 +215,43 @@ def _tensors(
     item: Item, network: Network, compressed: Callable[[Site], Compressed], layout: Layout
 ) -> Iterator[Tensor]:
     if item.site is not None and item.format is not None:
-        yield from layout.tensors(item.site, _part(item.site, item.format, compressed(item.site)))
+        yield from layout.tensors(item.site, one_part(item.site.name, item.format, compressed(item.site)))
         return
     tensor = network.source.read(item.info.name)
-    yield _rounded(item, tensor) if item.action == "cast" else tensor
-
-
-def _rounded(item: Item, tensor: Tensor) -> Tensor:
-    try:
-        return Dense(dtype=item.entries[0].dtype).store(tensor).tensors["values"]
-    except InvalidFormat as error:
-        error.site = item.info.name
-        raise
-
-
-def _part(site: Site, format: Format, compressed: Compressed) -> Part:
-    part = compressed.parts[0]
-    if len(compressed.parts) != 1 or part.format != format:
-        found = " + ".join(part.format.label() for part in compressed.parts)
-        raise InvalidFormat(
-            f"was compressed as {found}",
-            expected=f"one part in {format.label()}, as planned",
-            mend="these files hold one format for each tensor",
-            site=site.name,
-        )
-    return part
+    yield rounded(item.info.name, tensor, item.entries[0].dtype) if item.action == "cast" else tensor
 
 
 def _data_bytes(path: Path) -> int:
     with path.open("rb") as file:
         return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
+
+
+class CheckpointFiles:
+    """What `Files` asks and all kinds of model directories answer alike."""
+
+    suffixes = (".safetensors",)
+    one_file = False
+
+    def handed(self, path: Path) -> Path:
+        """The directory itself."""
+        return path
+
+    def kept_bytes(self, network: Network, site: Site, dtype: str) -> int:
+        """Its elements in the model's type."""
+        del network
+        return Dense(dtype=dtype).stored_bits(site.shape) // 8
+
+    def kept_as(self, network: Network, site: Site, dtype: str) -> str:
+        """The model's type."""
+        del network, site
+        return f"dense {dtype}"
+
+    def fixed_bytes(self, network: Network, decided: Collection[str], dtype: str) -> int:
+        """All other tensors in the model's type, or their own where it is no wider."""
+        others = (info for name, info in network.source.tensors.items() if name not in decided)
+        return sum(dense_bytes(info, dtype) for info in others)
+
+    def beside(self, network: Network, dtype: str) -> int:
+        """What is copied, and enough for headers."""
+        del dtype
+        return HEADERS + beside_bytes(network)

@@ -36,6 +36,11 @@ class Files(Protocol):
         """Of the files that hold weights."""
         ...
 
+    @property
+    def one_file(self) -> bool:
+        """Whether a model is one file, tokenizer and all; otherwise it is a directory."""
+        ...
+
     def opens(self, path: Path) -> Source | None:
         """The model that lies at a path, if it is stored in these files, whoever wrote them; headers only.
 

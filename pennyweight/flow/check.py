@@ -18,7 +18,6 @@ from torch import Tensor
 
 from pennyweight.errors import InvalidModel, MissingExtra, UnknownName
 from pennyweight.export.engines import ENGINES, Engine, find
-from pennyweight.export.files import FILES
 from pennyweight.export.probes import FOLDER
 from pennyweight.flow import artifact
 from pennyweight.flow.load import load
@@ -188,9 +187,8 @@ def _engine(place: Path, name: str | None) -> Engine:
 
 
 def _reader_of(place: Path) -> str:
-    """The first engine that reads the files that lie here and can be run; transformers reads all other directories."""
-    kinds = {files.name for files in FILES.values() if files.opens(place) is not None}
-    return next((row.name for row in ENGINES if row.file_format in kinds and row.probe), "transformers")
+    """The first engine that reads the files that lie here and can be run; or transformers, to say what it thinks."""
+    return next((row.name for row in ENGINES if row.probe and row.opens(place)), "transformers")
 
 
 def _run(command: list[str]) -> str:

@@ -18,7 +18,7 @@ from pennyweight.errors import EngineFailed, InvalidMethod, MissingFile, Unknown
 from pennyweight.export.engines import ENGINES, find
 from pennyweight.export.probes import FOLDER
 from pennyweight.flow.bench.bench import Spread, _Table, bench
-from pennyweight.flow.bench.contenders import KINDS, Contender, chosen, having, own
+from pennyweight.flow.bench.contenders import Contender, chosen, having, own
 from pennyweight.flow.bench.process import started
 from pennyweight.flow.load import load
 
@@ -195,7 +195,7 @@ def llama_model_quantize(before, after, settings):
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
     """An interpreter in which `import llama_cpp` finds the stub."""
-    sizes = {kind: 1000 * (number + 1) for number, kind in enumerate(KINDS)}
+    sizes = {kind: 1000 * (number + 1) for number, kind in enumerate(find("llama.cpp").own)}
     (tmp_path / "stub").mkdir()
     (tmp_path / "stub" / "llama_cpp.py").write_text(LLAMA.format(log=str(tmp_path / "log"), sizes=sizes))
     python = tmp_path / "python"

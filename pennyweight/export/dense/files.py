@@ -7,27 +7,25 @@ cast what they load, must hold all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from pennyweight.errors import InvalidFormat, InvalidModel
 from pennyweight.export.accounting import Accounting
-from pennyweight.export.checkpoint import Layout, beside_bytes, items_of, write_directory
+from pennyweight.export.checkpoint import CheckpointFiles, Layout, items_of, write_directory
 from pennyweight.export.safetensors_stream import Entry
-from pennyweight.export.uncompressed import dense_bytes
 from pennyweight.formats import Compressed, Dense, Format, Part
 from pennyweight.network.network import Network, Site
 from pennyweight.network.sources.opening import open_source
 from pennyweight.network.sources.source import SafetensorsSource, Source, read_json_object
 
 
-class DenseFiles:
+class DenseFiles(CheckpointFiles):
     """Safetensors of floats, config.json beside them."""
 
     name = "dense"
-    suffixes = (".safetensors",)
 
     def opens(self, path: Path) -> Source | None:
         """A model directory that says nothing of quantization."""
@@ -37,34 +35,10 @@ class DenseFiles:
             return None
         return open_source(path)
 
-    def handed(self, path: Path) -> Path:
-        """The directory itself."""
-        return path
-
     def stored_bytes(self, shape: tuple[int, int], format: Format, dtype: str) -> int:
         """Its elements in its type."""
         _checked("weight", format, dtype)
         return format.stored_bits(shape) // 8
-
-    def kept_bytes(self, network: Network, site: Site, dtype: str) -> int:
-        """Its elements in the model's type."""
-        del network
-        return Dense(dtype=dtype).stored_bits(site.shape) // 8
-
-    def kept_as(self, network: Network, site: Site, dtype: str) -> str:
-        """The model's type."""
-        del network, site
-        return f"dense {dtype}"
-
-    def fixed_bytes(self, network: Network, decided: Collection[str], dtype: str) -> int:
-        """All other tensors in the model's type, or their own where it is no wider."""
-        others = (info for name, info in network.source.tensors.items() if name not in decided)
-        return sum(dense_bytes(info, dtype) for info in others)
-
-    def beside(self, network: Network, dtype: str) -> int:
-        """What is copied, and enough for headers."""
-        del dtype
-        return beside_bytes(network)
 
     def check(self, network: Network, formats: Mapping[str, Format], dtype: str) -> None:
         """Formats alone: any network can be written."""

@@ -33,6 +33,8 @@ class Engine:
         file_format: what we write for it; `files` has what writes it and reads it back.
         checked_with: versions the row holds for, by package.
         evidence: how we know: `loaded` (it ran on our files) or `read` (from its sources).
+        also: other kinds of files it reads, which are not written for it.
+        own: types of its own quantizer by the bits they take, fewest first, where its probe can be asked to `quantize`.
         reads: formats it loads, and those on the menu of a plan.
         dtypes: of scales and of tensors that stay dense.
         roles: kinds of sites that may be quantized.
@@ -70,6 +72,8 @@ class Engine:
     modules: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
 
     @property
     def version(self) -> str:
@@ -105,6 +109,10 @@ class Engine:
             self, only=tuple(labels), reads=Chosen(self.reads, formats),
             tables=tuple(format for format in self.tables if format in formats) or self.tables,
         )  # fmt: skip
+
+    def opens(self, path: Path) -> bool:
+        """Whether the model that lies at a path is stored in files that it reads, whoever wrote them."""
+        return any(files_of(kind).opens(path) is not None for kind in (self.file_format, *self.also))
 
     def menu(self, columns: Sequence[int], dtype: str) -> tuple[Format, ...]:
         """Formats worth choosing from that fit all of the given input sizes."""

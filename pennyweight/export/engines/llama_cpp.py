@@ -47,6 +47,7 @@ llama-cli -m "{path}/model.gguf" -p "Once upon a time"
 # or in Python: pip install llama-cpp-python
 # llama_cpp.Llama("{path}/model.gguf")("Once upon a time")
 """,
+    own=("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_0", "Q4_K_S", "Q4_K_M", "Q5_0", "Q5_K_M", "Q6_K", "Q8_0"),
     probe="llama_cpp.py",
     modules=("llama_cpp",),
 )

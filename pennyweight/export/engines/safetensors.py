@@ -65,6 +65,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("{path}", dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained("{path}")
 """,
+    also=("dense",),
     probe="transformers.py",
     modules=("compressed_tensors", "accelerate", "transformers"),
     needs=("torch", "accelerate"),

@@ -21,6 +21,7 @@ class GGUFFiles:
 
     name = "gguf"
     suffixes = (".gguf",)
+    one_file = True
 
     def opens(self, path: Path) -> Source | None:
         """A .gguf file, or a directory that holds one and no config.json."""

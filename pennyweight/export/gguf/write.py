@@ -15,14 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pennyweight.errors import InvalidFormat, InvalidOutput, MissingExtra
+from pennyweight.errors import MissingExtra
 from pennyweight.export.accounting import Accounting, Row
 from pennyweight.export.gguf.architectures import architecture_of, hyperparameters
 from pennyweight.export.gguf.layout import Item, added, items_of
 from pennyweight.export.gguf.stream import GGUFWriter, Stored, layout, string, u32
 from pennyweight.export.gguf.tokenizer import gguf_of, tokenizer_values
 from pennyweight.export.safetensors_stream import bytes_of, is_whole
-from pennyweight.formats import Compressed, Dense, Format
+from pennyweight.export.writing import one_part, refuse_foreign, rounded, rows_of
+from pennyweight.formats import Compressed, Format
 from pennyweight.network.network import Network, Site
 from pennyweight.network.sources.gguf import GGUFSource
 
@@ -82,13 +83,7 @@ def write(
     """
     items = items_of(network, formats, dtype)
     values, tensors = _values(network, items), _tensors(network, items)
-    foreign = sorted(p.name for p in out.glob("*.gguf") if p.name != NAME) if out.is_dir() else []
-    if foreign:
-        raise InvalidOutput(
-            f"holds {foreign[0]}, which is not of this model",
-            expected="an empty directory, or one that the same command left unfinished",
-            mend="choose another output directory", site=str(out),
-        )  # fmt: skip
+    refuse_foreign(out, ["*.gguf"], {NAME})
     path, extra = out / NAME, added(network)
     header, _, size = layout(values, tensors)
     if not is_whole(path, header, size):
@@ -104,18 +99,16 @@ def write(
     elif on_tensor:
         for item in items:
             on_tensor(item.info.name, item.bytes)
-    rows = tuple(
-        Row(name=item.info.name, action=item.action, reason=item.reason,
-            bytes_before=item.info.bytes, bytes_after=item.bytes)
-        for item in items
-    )  # fmt: skip
     new = tuple(
         Row(name=stored.name, action="transformed", reason="made of the configuration",
             bytes_before=0, bytes_after=stored.padded)
         for stored, _ in extra
     )  # fmt: skip
     return Accounting(
-        rows=rows, expected=tuple(network.source.tensors), written=path.stat().st_size - len(header), added=new
+        rows=rows_of(items),
+        expected=tuple(network.source.tensors),
+        written=path.stat().st_size - len(header),
+        added=new,
     )
 
 
@@ -150,7 +143,7 @@ def _data(item: Item, network: Network, compressed: Callable[[Site], Compressed]
     name, source = item.info.name, network.source
     if item.format is not None:
         assert item.site is not None
-        tensors = _part(item, compressed(item.site))
+        tensors = one_part(name, item.format, compressed(item.site)).tensors
         rows = {key: _pairs_from_halves(tensor, item.heads) for key, tensor in tensors.items()}
         return bytes_of(item.format.pack(rows, item.info.shape))
     if not item.dtype:
@@ -159,23 +152,7 @@ def _data(item: Item, network: Network, compressed: Callable[[Site], Compressed]
     tensor = source.read(name)
     if item.plus:
         tensor = tensor.float() + item.plus
-    try:
-        values = Dense(dtype=item.dtype).store(tensor).tensors["values"]
-    except InvalidFormat as error:
-        error.site = name
-        raise
-    return bytes_of(_pairs_from_halves(values, item.heads))
-
-
-def _part(item: Item, compressed: Compressed) -> Mapping[str, Tensor]:
-    part = compressed.parts[0]
-    if len(compressed.parts) != 1 or part.format != item.format:
-        found = " + ".join(part.format.label() for part in compressed.parts)
-        raise InvalidFormat(
-            f"was compressed as {found}", expected=f"one part in {item.format}, as planned",
-            mend="a GGUF file holds one type for each tensor", site=item.info.name,
-        )  # fmt: skip
-    return part.tensors
+    return bytes_of(_pairs_from_halves(rounded(name, tensor, item.dtype), item.heads))
 
 
 def _pairs_from_halves(tensor: Tensor, heads: int) -> Tensor:

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from pennyweight.export.accounting import Accounting
-from pennyweight.export.checkpoint import Item, Layout, items_of, json_bytes, write_directory
+from pennyweight.export.checkpoint import Item, Layout, items_of, write_directory
 from pennyweight.export.gptq.layout import check, grid_entries, quantize_config
 from pennyweight.export.safetensors_stream import Entry
+from pennyweight.export.writing import json_bytes
 from pennyweight.formats import Compressed, Format, Grid, Part
 from pennyweight.network.network import Network, Site
 from pennyweight.numerics.packing import pack_int32

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pennyweight.errors import MissingFile
 from pennyweight.export.accounting import Accounting
-from pennyweight.export.onnx import layout
+from pennyweight.export.onnx.layout import LAYOUT
 from pennyweight.export.onnx.source import OnnxWeights, is_onnx
-from pennyweight.export.onnx.write import FOR_CONFIG, check, program_bytes, write
-from pennyweight.export.safetensors_stream import Entry
-from pennyweight.export.uncompressed import dense_dtype, tied_to
-from pennyweight.formats import Compressed, Dense, Format, Part
+from pennyweight.export.onnx.write import check, program_bytes, write
+from pennyweight.export.programs import HEADER, ProgramFiles
+from pennyweight.formats import Compressed, Format, Part
 from pennyweight.network.network import Network, Site
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnnxFiles:
+class OnnxFiles(ProgramFiles):
     """A directory with model.onnx, model.onnx.data and config.json.
 
     Args:
@@ -48,29 +47,11 @@ class OnnxFiles:
     def stored_bytes(self, shape: tuple[int, int], format: Format, dtype: str) -> int:
         """Codes, scales, zero points, each filled up."""
         del dtype
-        return layout.stored_bytes("weight", shape, format)
+        return LAYOUT.stored_bytes(shape, format)
 
-    def kept_bytes(self, network: Network, site: Site, dtype: str) -> int:
-        """Its elements in the model's type, or its own where that is no wider."""
-        return layout.padded(Dense(dtype=_kept(network, site, dtype)).stored_bits(site.shape) // 8)
-
-    def kept_as(self, network: Network, site: Site, dtype: str) -> str:
-        """That type."""
-        return f"dense {_kept(network, site, dtype)}"
-
-    def fixed_bytes(self, network: Network, decided: Collection[str], dtype: str) -> int:
-        """All other tensors that the network computes with, filled up."""
-        names = (name for block in network.blocks for name in block.parameters)
-        read = {network.stored_name(name) for name in (*names, *network.outer)} - set(decided)
-        infos = [network.source.tensors[name] for name in read if tied_to(name, network) is None]
-        return sum(layout.padded(Entry(info.name, dense_dtype(info, dtype), info.shape).bytes) for info in infos)
-
-    def beside(self, network: Network, dtype: str) -> int:
-        """The program, which is bounded by its first layers; what is copied; the data's header."""
-        del dtype
-        copied = network.source.auxiliary().values()
-        sizes = (len(file) if isinstance(file, bytes) else file.stat().st_size for file in copied)
-        return program_bytes(network) + FOR_CONFIG + layout.HEADER + sum(sizes)
+    def around(self, network: Network) -> int:
+        """See `program_bytes`."""
+        return program_bytes(network) + HEADER
 
     def check(self, network: Network, formats: Mapping[str, Format], dtype: str) -> None:
         """Packages, the code of the first layers, formats."""
@@ -86,7 +67,3 @@ class OnnxFiles:
     def parts(self, out: Path) -> Callable[[str], Part]:
         """See `OnnxWeights.read_part`."""
         return OnnxWeights(out).read_part
-
-
-def _kept(network: Network, site: Site, dtype: str) -> str:
-    return dense_dtype(network.source.tensors[network.stored_name(site.parameter)], dtype)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pennyweight.errors import InvalidModel
-from pennyweight.export.onnx.layout import Item
+from pennyweight.export.programs import Item
 from pennyweight.export.safetensors_stream import Entry
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def unread(program: ModelProto, parameter: str) -> str:
 
 
 def assembled(
-    program: ModelProto, items: Sequence[Item], offsets: Mapping[str, int], used: Mapping[str, str], level: int
+    program: ModelProto, items: Sequence[Item[Entry]], offsets: Mapping[str, int], used: Mapping[str, str], level: int
 ) -> bytes:
     """The finished program, whose weights lie in the data file.
 
@@ -80,12 +80,12 @@ class _Building:
         self.first: list[NodeProto] = []  # casts of what lies in the file
         self.instead: dict[str, list[NodeProto]] = {}  # by the output of the node they stand for
 
-    def give(self, parameter: str, item: Item) -> None:
+    def give(self, parameter: str, item: Item[Entry]) -> None:
         """Replace one parameter of the program by what is stored of it."""
         if item.grid is not None:
             self._codes(parameter, item)
             return
-        entry = item.entries[0]
+        entry = item.stored[0]
         self._store(entry, entry.name, entry.shape)
         for node in self.users[parameter]:
             if _gathers(node, parameter) and entry.dtype != "float32":
@@ -98,10 +98,10 @@ class _Building:
                 if name == parameter:
                     node.input[i] = wide
 
-    def _codes(self, parameter: str, item: Item) -> None:
+    def _codes(self, parameter: str, item: Item[Entry]) -> None:
         assert item.site is not None
         assert item.grid is not None
-        codes, scales, *zero_points = item.entries
+        codes, scales, *zero_points = item.stored
         rows, columns = item.site.shape
         packed = (rows, columns * item.grid.bits // 8)
         numbers = {"bits": item.grid.bits, "block_size": item.grid.group_size}

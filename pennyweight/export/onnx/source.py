@@ -13,10 +13,8 @@ optimum's exporter gives them (`/model/layers.0/mlp/up_proj/MatMul_Q4`, whose we
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -28,14 +26,12 @@ from torch import Tensor
 
 from pennyweight.errors import InvalidModel
 from pennyweight.export.onnx.protobuf import Stored, read_model, stored_of
+from pennyweight.export.program_source import ProgramSource
 from pennyweight.formats import Grid, Part
 from pennyweight.network.sources.source import (
-    AUXILIARY_SUFFIXES,
-    NOT_AUXILIARY,
     TensorInfo,
     as_described,
     find_tensor,
-    fingerprint_of,
     read_json_object,
 )
 
@@ -76,7 +72,7 @@ class _Packed:
         return self.codes.bytes + self.scale.bytes + (self.zero_point.bytes if self.zero_point else 0)
 
 
-class OnnxWeights:
+class OnnxWeights(ProgramSource):
     """A program whose `tensors` are dense weights, whatever they are stored as.
 
     Args:
@@ -88,6 +84,8 @@ class OnnxWeights:
         CorruptFile: a file's bytes are not what the graph says.
         InvalidModel: stored in a way we cannot read; the message names it.
     """
+
+    kind = "ONNX"
 
     def __init__(self, directory: str | Path) -> None:
         self.path = Path(directory)
@@ -107,7 +105,7 @@ class OnnxWeights:
         for name, stored in self._stored.items():
             if PARAMETER.match(name) and stored.dtype in SCALES and name not in self._dense and not self._is_part(name):
                 self._dense[name] = (stored, False)
-        self._files = sorted({self._file, *(stored.file for stored in self._stored.values())})
+        self.files = sorted({self._file, *(stored.file for stored in self._stored.values())})
         packed = {n: TensorInfo(n, p.shape, p.grid.label(), p.bytes) for n, p in self._packed.items()}
         dense = {name: _info(name, *found) for name, found in self._dense.items() if name not in packed}
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType({**packed, **dense})
@@ -143,27 +141,6 @@ class OnnxWeights:
         if packed.zero_point is not None:
             tensors["zero_point"] = torch.from_numpy(zero)
         return Part(packed.grid, tensors)
-
-    def auxiliary(self) -> Mapping[str, bytes | Path]:
-        """Tokenizer and the like, as paths."""
-        files = [file for file in self.path.iterdir() if file.is_file() and file.name not in NOT_AUXILIARY]
-        return {file.name: file for file in sorted(files) if file.suffix.lower() in AUXILIARY_SUFFIXES}
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """The sha256 over the contents of program, data and config.json."""
-        return fingerprint_of([*self._files, self.path / "config.json"])
-
-    @property
-    def stored_bytes(self) -> int:
-        """Size of program and data."""
-        return sum(file.stat().st_size for file in self._files)
-
-    @property
-    def description(self) -> str:
-        """How many tensors of which format."""
-        counts = Counter(info.dtype for info in self.tensors.values())
-        return f"ONNX, {len(self.tensors)} tensors: " + ", ".join(f"{n} {dtype}" for dtype, n in counts.most_common())
 
     def _numbers(self, packed: _Packed) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
         """Codes `[out, groups · block]`, scales and zero points `[out, groups]`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pennyweight.errors import InvalidFormat, InvalidModel, InvalidOutput
-from pennyweight.export.accounting import Accounting, Row
+from pennyweight.errors import InvalidModel
+from pennyweight.export.accounting import Accounting
 from pennyweight.export.onnx.graph import DATA, assembled, unread
-from pennyweight.export.onnx.layout import HEADER, Item, chosen_of, entries_of, items_of, placed
+from pennyweight.export.onnx.layout import LAYOUT, entries_of, placed
 from pennyweight.export.onnx.trace import outline_of, program_of
-from pennyweight.export.safetensors_stream import WholeFile, bytes_of, is_whole, write_file
+from pennyweight.export.programs import HEADER, Item, chosen_of, parameters_of, write_data
+from pennyweight.export.safetensors_stream import Entry, write_file
+from pennyweight.export.writing import one_part, refuse_foreign, rounded, rows_of, write_beside, write_config
 from pennyweight.formats import Compressed, Dense, Format
 from pennyweight.network.network import Network, Site
-from pennyweight.numerics.hashing import of_bytes
 from pennyweight.numerics.packing import pack_int32
 
 NAME = "model.onnx"
 REPEATED = 1.25  # a block's nodes have longer names where there are more blocks
 PER_TENSOR = 1024  # bytes of nodes and entries that a stored tensor adds to the program, at most
-FOR_CONFIG = 16_384  # bytes of config.json, at most
 
 
 def check(network: Network, formats: Mapping[str, Format], dtype: str) -> None:
@@ -47,7 +46,7 @@ def check(network: Network, formats: Mapping[str, Format], dtype: str) -> None:
 
 def used_of(network: Network, program: Any) -> dict[str, str]:
     """Stored names of the parameters that a program reads, in its order."""
-    known = set(network.source.tensors) | {name for names in network.tied for name in names}
+    known = parameters_of(network)
     return {value.name: network.stored_name(value.name) for value in program.graph.input if value.name in known}
 
 
@@ -88,79 +87,34 @@ def write(
     """
     program = program_of(network)
     used = used_of(network, program)
-    items = items_of(network, formats, dtype, used)
+    items = LAYOUT.items_of(network, formats, dtype, used.values())
     header, offsets, size = placed(items)
     graph = assembled(program, items, offsets, used, level)
-    ours = {NAME, DATA}
-    foreign = sorted(p.name for p in out.glob("*.onnx*") if p.name not in ours) if out.is_dir() else []
-    if foreign:
-        raise InvalidOutput(
-            f"holds {foreign[0]}, which is not of this model",
-            expected="an empty directory, or one that the same command left unfinished",
-            mend="choose another output directory", site=str(out),
-        )  # fmt: skip
+    refuse_foreign(out, ["*.onnx*"], {NAME, DATA})
     out.mkdir(parents=True, exist_ok=True)
-    if is_whole(out / DATA, header, size):
-        for item in items if on_tensor else ():
-            on_tensor(item.info.name, item.bytes)  # type: ignore[misc]
-    else:
-        with WholeFile(out / DATA, header, offsets, size) as writer:
-            for item in items:
-                for name, tensor in _tensors(item, network, compressed):
-                    writer.put_bytes(name, bytes_of(tensor))
-                if on_tensor:
-                    on_tensor(item.info.name, item.bytes)
-    copied = {name: _copy(out / name, content) for name, content in sorted(network.source.auxiliary().items())}
-    config = {k: v for k, v in network.source.config.items() if k not in ("quantization_config", "torch_dtype")}
-    text = json.dumps({**config, "dtype": dtype}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    write_file(out / "config.json", text.encode())
-    write_file(out / NAME, graph)
-    rows = tuple(
-        Row(name=item.info.name, action=item.action, reason=item.reason,
-            bytes_before=item.info.bytes, bytes_after=item.bytes)
-        for item in items
+    write_data(
+        out / DATA, header, offsets, size, items, lambda item: _tensors(item, network, compressed), on_tensor
     )  # fmt: skip
+    copied = write_beside(out, network.source.auxiliary())
+    write_config(network, out, dtype, {})
+    write_file(out / NAME, graph)
     return Accounting(
-        rows=rows, expected=tuple(network.source.tensors), written=(out / DATA).stat().st_size - HEADER,
+        rows=rows_of(items), expected=tuple(network.source.tensors), written=(out / DATA).stat().st_size - HEADER,
         auxiliary=copied,
     )  # fmt: skip
 
 
-def _tensors(item: Item, network: Network, compressed: Callable[[Site], Compressed]) -> list[tuple[str, Tensor]]:
-    """What is stored of one tensor, by name, as it lies in the file."""
+def _tensors(item: Item[Entry], network: Network, compressed: Callable[[Site], Compressed]) -> list[Tensor]:
+    """What is stored of one tensor, as it lies in the file."""
     if item.grid is None:
-        return [(entry.name, _rounded(item, network.source.read(item.info.name))) for entry in item.entries]
+        tensor = network.source.read(item.info.name)
+        return [rounded(item.info.name, tensor, item.dtype) if item.action == "cast" else tensor]
     assert item.site is not None
-    whole = compressed(item.site)
-    part, grid = whole.parts[0], item.grid
-    if len(whole.parts) != 1 or part.format != grid:
-        found = " + ".join(part.format.label() for part in whole.parts)
-        raise InvalidFormat(
-            f"was compressed as {found}", expected=f"one part in {grid.label()}, as planned",
-            mend="an ONNX program holds one grid for each tensor", site=item.site.name,
-        )  # fmt: skip
+    part, grid = one_part(item.site.name, item.grid, compressed(item.site)), item.grid
     packed = [_packed(part.tensors["codes"], grid.bits), part.tensors["scale"]]
-    if not grid.symmetric:
-        packed.append(_packed(part.tensors["zero_point"], grid.bits))
-    return [(entry.name, tensor) for entry, tensor in zip(item.entries, packed, strict=True)]
+    return packed if grid.symmetric else [*packed, _packed(part.tensors["zero_point"], grid.bits)]
 
 
 def _packed(codes: Tensor, bits: int) -> Tensor:
     """Each row as a stream of bits, filled up to a byte."""
     return pack_int32(codes, bits).view(torch.uint8)[:, : -(-codes.shape[1] * bits // 8)]
-
-
-def _rounded(item: Item, tensor: Tensor) -> Tensor:
-    if item.action != "cast":
-        return tensor
-    try:
-        return Dense(dtype=item.entries[0].dtype).store(tensor).tensors["values"]
-    except InvalidFormat as error:
-        error.site = item.info.name
-        raise
-
-
-def _copy(path: Path, content: bytes | Path) -> str:
-    data = content if isinstance(content, bytes) else content.read_bytes()
-    write_file(path, data)
-    return of_bytes(data)

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pennyweight.errors import MissingFile
 from pennyweight.export.accounting import Accounting
-from pennyweight.export.openvino import layout
+from pennyweight.export.openvino.layout import LAYOUT
 from pennyweight.export.openvino.source import OpenVINOWeights, is_openvino
-from pennyweight.export.openvino.write import FOR_CONFIG, XML, bytes_around, check, write
-from pennyweight.export.uncompressed import dense_bytes, dense_dtype, tied_to
+from pennyweight.export.openvino.write import XML, bytes_around, check, write
+from pennyweight.export.programs import ProgramFiles
 from pennyweight.formats import Compressed, Format, Part
 from pennyweight.network.network import Network, Site
 
 
-@dataclass(frozen=True, kw_only=True)
-class OpenVINOFiles:
+class OpenVINOFiles(ProgramFiles):
     """A directory with openvino_model.xml, openvino_model.bin and config.json."""
 
-    name: str = "openvino"
-
+    name = "openvino"
     suffixes = (".xml", ".bin")
 
     def opens(self, path: Path) -> OpenVINOWeights | None:
@@ -41,29 +38,11 @@ class OpenVINOFiles:
     def stored_bytes(self, shape: tuple[int, int], format: Format, dtype: str) -> int:
         """Codes, scales, zero points, each filled up."""
         del dtype
-        return layout.stored_bytes(shape, format)
+        return LAYOUT.stored_bytes(shape, format)
 
-    def kept_bytes(self, network: Network, site: Site, dtype: str) -> int:
-        """Its elements in the model's type, or its own where that is no wider."""
-        return layout.padded(dense_bytes(network.source.tensors[network.stored_name(site.parameter)], dtype))
-
-    def kept_as(self, network: Network, site: Site, dtype: str) -> str:
-        """That type."""
-        return f"dense {dense_dtype(network.source.tensors[network.stored_name(site.parameter)], dtype)}"
-
-    def fixed_bytes(self, network: Network, decided: Collection[str], dtype: str) -> int:
-        """All other tensors that the network computes with, filled up."""
-        names = (name for block in network.blocks for name in block.parameters)
-        read = {network.stored_name(name) for name in (*names, *network.outer)} - set(decided)
-        infos = [network.source.tensors[name] for name in read if tied_to(name, network) is None]
-        return sum(layout.padded(dense_bytes(info, dtype)) for info in infos)
-
-    def beside(self, network: Network, dtype: str) -> int:
-        """The representation, which is bounded by its first layers, what is copied, and configuration; at most."""
-        del dtype
-        copied = network.source.auxiliary().values()
-        sizes = (len(file) if isinstance(file, bytes) else file.stat().st_size for file in copied)
-        return bytes_around(network) + FOR_CONFIG + sum(sizes)
+    def around(self, network: Network) -> int:
+        """See `bytes_around`."""
+        return bytes_around(network)
 
     def check(self, network: Network, formats: Mapping[str, Format], dtype: str) -> None:
         """OpenVINO itself, the code of the first layers, formats."""

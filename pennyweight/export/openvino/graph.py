@@ -17,8 +17,9 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from pennyweight.errors import InvalidModel
-from pennyweight.export.openvino.layout import HEADER, SHAPE_BYTES, Constant, Item, Places
+from pennyweight.export.openvino.layout import SHAPE_BYTES, Constant, Places
 from pennyweight.export.openvino.trace import Program
+from pennyweight.export.programs import HEADER, Item
 
 PRECISIONS = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}  # what ports call types; others have their own name
 Shape = tuple[int, ...]
@@ -66,7 +67,7 @@ class Weights:
         return ""
 
 
-def assembled(program: Program, items: Sequence[Item], places: Places, used: Mapping[str, str]) -> bytes:
+def assembled(program: Program, items: Sequence[Item[Constant]], places: Places, used: Mapping[str, str]) -> bytes:
     """The finished openvino_model.xml.
 
     Args:
@@ -103,7 +104,7 @@ class _Building:
         for data in layers.iterfind("layer[@type='Const']/data"):
             data.set("offset", str(HEADER + int(str(data.get("offset")))))
 
-    def replace(self, parameter: Element, item: Item) -> None:
+    def replace(self, parameter: Element, item: Item[Constant]) -> None:
         """Put what is stored of a weight in the place of an input; tied weights are one."""
         name = item.info.name
         if name not in self.made:
@@ -114,13 +115,13 @@ class _Building:
             edge.set("from-port", value.port)
         self.layers.remove(parameter)
 
-    def _dense(self, item: Item) -> _Value:
-        stored = self._constant(item.constants[0])
+    def _dense(self, item: Item[Constant]) -> _Value:
+        stored = self._constant(item.stored[0])
         return stored if stored.element == "f32" else self._convert(stored, "f32", compressed=True)
 
-    def _unpacked(self, item: Item) -> _Value:
+    def _unpacked(self, item: Item[Constant]) -> _Value:
         assert item.site is not None
-        codes, scale, *zero_points = (self._constant(constant) for constant in item.constants)
+        codes, scale, *zero_points = (self._constant(constant) for constant in item.stored)
         computed = "f16" if scale.element == "f16" else "f32"
         value = self._convert(codes, computed)
         for zero_point in zero_points:

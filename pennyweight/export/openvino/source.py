@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -28,13 +26,11 @@ from torch import Tensor
 
 from pennyweight.errors import InvalidModel
 from pennyweight.export.openvino.representation import Constant, Layer, read_constants, read_layers
+from pennyweight.export.program_source import ProgramSource
 from pennyweight.formats import Grid, Part
 from pennyweight.network.sources.source import (
-    AUXILIARY_SUFFIXES,
-    NOT_AUXILIARY,
     TensorInfo,
     find_tensor,
-    fingerprint_of,
     read_json_object,
 )
 
@@ -69,7 +65,7 @@ class _Packed:
         return self.codes.bytes + self.scale.bytes + (self.zero_point.bytes if self.zero_point else 0)
 
 
-class OpenVINOWeights:
+class OpenVINOWeights(ProgramSource):
     """A model whose `tensors` are dense weights, whatever they are stored as.
 
     Args:
@@ -81,12 +77,14 @@ class OpenVINOWeights:
         InvalidModel: stored in a way we cannot read; the message names it.
     """
 
+    kind = "OpenVINO"
+
     def __init__(self, directory: str | Path) -> None:
         self.path = Path(directory)
         self.config: Mapping[str, Any] = read_json_object(self.path / "config.json")
-        self._files = [self.path / NAME, (self.path / NAME).with_suffix(".bin")]
-        self._layers = read_layers(self._files[0])
-        self._constants = read_constants(self._layers, self._files[1])
+        self.files = [self.path / NAME, (self.path / NAME).with_suffix(".bin")]
+        self._layers = read_layers(self.files[0])
+        self._constants = read_constants(self._layers, self.files[1])
         self._packed: dict[str, _Packed] = {}
         parts: set[str] = set()
         for layer in self._layers.values():
@@ -136,29 +134,6 @@ class OpenVINOWeights:
         if not packed.grid.symmetric:
             tensors["zero_point"] = torch.from_numpy(zero)
         return Part(packed.grid, tensors)
-
-    def auxiliary(self) -> Mapping[str, bytes | Path]:
-        """Tokenizer and the like, as paths."""
-        files = [file for file in self.path.iterdir() if file.is_file() and file.name not in NOT_AUXILIARY]
-        return {file.name: file for file in sorted(files) if file.suffix.lower() in AUXILIARY_SUFFIXES}
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """The sha256 over the contents of both files and config.json."""
-        return fingerprint_of([*self._files, self.path / "config.json"])
-
-    @property
-    def stored_bytes(self) -> int:
-        """Size of both files."""
-        return sum(file.stat().st_size for file in self._files)
-
-    @property
-    def description(self) -> str:
-        """How many tensors of which format."""
-        counts = Counter(info.dtype for info in self.tensors.values())
-        return f"OpenVINO, {len(self.tensors)} tensors: " + ", ".join(
-            f"{n} {dtype}" for dtype, n in counts.most_common()
-        )
 
     def _find(self, multiply: Layer) -> set[str]:
         """Remember the weight whose codes a layer multiplies by scales; the ids of what is stored of it."""

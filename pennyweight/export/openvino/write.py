@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pennyweight.errors import InvalidFormat, InvalidModel, InvalidOutput
-from pennyweight.export.accounting import Accounting, Row
+from pennyweight.errors import InvalidModel
+from pennyweight.export.accounting import Accounting
 from pennyweight.export.openvino.graph import Weights, assembled
-from pennyweight.export.openvino.layout import (
-    FLOATS,
-    HEADER,
-    SHAPE_BYTES,
-    Item,
-    chosen_of,
-    constants_of,
-    items_of,
-    padded,
-    placed,
-)
+from pennyweight.export.openvino.layout import LAYOUT, SHAPE_BYTES, Constant, constants_of, placed
 from pennyweight.export.openvino.trace import Program, outline_of, program_of
-from pennyweight.export.safetensors_stream import WholeFile, bytes_of, is_whole, write_file
+from pennyweight.export.programs import HEADER, Item, chosen_of, padded, parameters_of, write_data
+from pennyweight.export.safetensors_stream import write_file
+from pennyweight.export.writing import one_part, refuse_foreign, rounded, rows_of, write_beside, write_config
 from pennyweight.formats import Compressed, Dense, Format
 from pennyweight.network.network import Network, Site
-from pennyweight.numerics.hashing import of_bytes
 
 XML, BIN = "openvino_model.xml", "openvino_model.bin"
 LONGER = 1.05  # numbers of layers have more digits where there are more
 PER_MATRIX, PER_VECTOR = 3600, 400  # bytes of layers and edges that a stored tensor adds, beside its name, at most
-FOR_CONFIG = 16_384  # bytes of config.json, at most
 
 
 def check(network: Network, formats: Mapping[str, Format], dtype: str) -> None:
@@ -50,11 +39,6 @@ def check(network: Network, formats: Mapping[str, Format], dtype: str) -> None:
         for parameter in [name for name in weights.inputs if network.stored_name(name) == stored]:
             if why := weights.unread(parameter):
                 raise InvalidModel(why, expected="a layer that multiplies by it", mend="keep it dense", site=site.name)
-
-
-def parameters_of(network: Network) -> set[str]:
-    """Every name that a weight of the network goes by."""
-    return set(network.source.tensors) | {name for names in network.tied for name in names}
 
 
 def bytes_around(network: Network) -> int:
@@ -100,33 +84,20 @@ def write(
     """
     program = program_of(network)
     used = _used(network, program)
-    items = items_of(network, formats, dtype, used)
+    items = LAYOUT.items_of(network, formats, dtype, used.values())
     places = placed(items, program.constants)
     xml = assembled(program, items, places, used)
-    _refuse_foreign(out)
+    refuse_foreign(out, ["*.xml"], {XML})
     out.mkdir(parents=True, exist_ok=True)
-    if is_whole(out / BIN, places.header, places.size):
-        for item in items if on_tensor else ():
-            on_tensor(item.info.name, item.bytes)  # type: ignore[misc]
-    else:
-        with WholeFile(out / BIN, places.header, places.offsets, places.size) as writer:
-            for item in items:
-                for name, tensor in _tensors(item, network, compressed):
-                    writer.put_bytes(name, bytes_of(tensor))
-                if on_tensor:
-                    on_tensor(item.info.name, item.bytes)
-    copied = {name: _copy(out / name, content) for name, content in sorted(network.source.auxiliary().items())}
-    config = {k: v for k, v in network.source.config.items() if k not in ("quantization_config", "torch_dtype")}
-    text = json.dumps({**config, "dtype": dtype}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    write_file(out / "config.json", text.encode())
-    write_file(out / XML, xml)
-    rows = tuple(
-        Row(name=item.info.name, action=item.action, reason=item.reason,
-            bytes_before=item.info.bytes, bytes_after=item.bytes)
-        for item in items
+    write_data(
+        out / BIN, places.header, places.offsets, places.size, items,
+        lambda item: _tensors(item, network, compressed), on_tensor,
     )  # fmt: skip
+    copied = write_beside(out, network.source.auxiliary())
+    write_config(network, out, dtype, {})
+    write_file(out / XML, xml)
     return Accounting(
-        rows=rows, expected=tuple(network.source.tensors),
+        rows=rows_of(items), expected=tuple(network.source.tensors),
         written=(out / BIN).stat().st_size - len(places.header), auxiliary=copied,
     )  # fmt: skip
 
@@ -135,37 +106,21 @@ def _used(network: Network, program: Program) -> dict[str, str]:
     return {name: network.stored_name(name) for name in Weights(program, parameters_of(network)).inputs}
 
 
-def _refuse_foreign(out: Path) -> None:
-    foreign = sorted(file.name for file in out.glob("*.xml") if file.name != XML) if out.is_dir() else []
-    if foreign:
-        raise InvalidOutput(
-            f"holds {foreign[0]}, which is not of this model",
-            expected="an empty directory, or one that the same command left unfinished",
-            mend="choose another output directory", site=str(out),
-        )  # fmt: skip
-
-
-def _tensors(item: Item, network: Network, compressed: Callable[[Site], Compressed]) -> list[tuple[str, Tensor]]:
-    """What is stored of one tensor, by name, as it lies in the file."""
+def _tensors(item: Item[Constant], network: Network, compressed: Callable[[Site], Compressed]) -> list[Tensor]:
+    """What is stored of one tensor, as it lies in the file."""
     if item.grid is None:
-        return [(constant.name, _rounded(item, network)) for constant in item.constants]
+        tensor = network.source.read(item.info.name)
+        return [rounded(item.info.name, tensor, item.dtype) if item.action == "cast" else tensor]
     assert item.site is not None
-    whole = compressed(item.site)
-    part, grid = whole.parts[0], item.grid
-    if len(whole.parts) != 1 or part.format != grid:
-        found = " + ".join(part.format.label() for part in whole.parts)
-        raise InvalidFormat(
-            f"was compressed as {found}", expected=f"one part in {grid.label()}, as planned",
-            mend="an OpenVINO model holds one grid for each tensor", site=item.site.name,
-        )  # fmt: skip
+    part, grid = one_part(item.site.name, item.grid, compressed(item.site)), item.grid
     codes, middle = part.tensors["codes"], grid.levels // 2
-    if item.constants[0].element.startswith("i"):
+    if item.stored[0].element.startswith("i"):
         codes = codes ^ middle  # code minus the middle one, in two's complement
     stored = [_packed(codes, grid.bits), part.tensors["scale"]]
-    if len(item.constants) > len(stored):
+    if len(item.stored) > len(stored):
         zero_point = part.tensors.get("zero_point", torch.tensor([middle], dtype=torch.uint8))
         stored.append(_packed(zero_point, grid.bits))
-    return [(constant.name, tensor) for constant, tensor in zip(item.constants, stored, strict=True)]
+    return stored
 
 
 def _packed(codes: Tensor, bits: int) -> Tensor:
@@ -176,21 +131,3 @@ def _packed(codes: Tensor, bits: int) -> Tensor:
     for place in range(1, many):
         packed |= flat[:, place] << (bits * place)
     return packed
-
-
-def _rounded(item: Item, network: Network) -> Tensor:
-    tensor = network.source.read(item.info.name)
-    if item.action != "cast":
-        return tensor
-    dtype = next(name for name, element in FLOATS.items() if element == item.constants[0].element)
-    try:
-        return Dense(dtype=dtype).store(tensor).tensors["values"]
-    except InvalidFormat as error:
-        error.site = item.info.name
-        raise
-
-
-def _copy(path: Path, content: bytes | Path) -> str:
-    data = content if isinstance(content, bytes) else content.read_bytes()
-    write_file(path, data)
-    return of_bytes(data)

@@ -13,16 +13,12 @@ from typing import Any, NoReturn
 
 from pennyweight.errors import EngineFailed, PennyweightError, UnknownName
 from pennyweight.export.engines import ENGINES, Engine, find
-from pennyweight.export.files import FILES
 from pennyweight.export.probes import FOLDER
 from pennyweight.flow.bench import ours
 from pennyweight.flow.progress import Progress
 from pennyweight.network.network import Network, Site
 
-PLAIN = "compressed-tensors"  # whose engines read directories that are not compressed as well
 DENSE = ("bfloat16", "float32")
-# llama.cpp's types by the bits they take of a usual model, fewest first
-KINDS = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_0", "Q4_K_S", "Q4_K_M", "Q5_0", "Q5_K_M", "Q6_K", "Q8_0")
 HAS = "import importlib.util, sys; sys.exit(not all(importlib.util.find_spec(name) for name in sys.argv[1:]))"
 
 
@@ -100,12 +96,12 @@ def contenders(
             without[row.name] = f"no interpreter has {packages}; name one that does with --python"
             continue
         probe = FOLDER / row.probe
-        if reads(row, path):
+        if row.opens(path):
             handed = row.files.handed(path)
             found.append(Contender(name=row.name, probe=probe, python=python, files=handed, bytes=size))
         else:
             without[row.name] = f"it does not read {path.name}: --for {row.name} writes files for it"
-        if row.file_format == "gguf":
+        if row.own:
             try:
                 with progress.stage(f"rounding by {row.name} itself", 1):
                     kind, file = own(reference or network, row, python, size, work)
@@ -116,12 +112,6 @@ def contenders(
                 bytes_ = file.stat().st_size
                 found.append(Contender(name=name, probe=probe, python=python, files=file, bytes=bytes_))
     return found, without
-
-
-def reads(row: Engine, path: Path) -> bool:
-    """Whether files are of the kind that an engine reads; a plain directory is for the one that reads directories."""
-    kinds = [files.name for files in FILES.values() if files.opens(path) is not None]
-    return row.file_format in kinds or ("dense" in kinds and row.file_format == PLAIN)
 
 
 def having(row: Engine, pythons: Sequence[Path]) -> Path | None:
@@ -145,9 +135,9 @@ def own(network: Network, row: Engine, python: Path, size: int, work: Path) -> t
     plain = work / "plain"
     row.files.write(network, {}, _nothing, plain, dtype="float16")
     before = row.files.handed(plain)
-    low, high, best = 0, len(KINDS), (math.inf, "", work)
+    low, high, best = 0, len(row.own), (math.inf, "", work)
     while low < high:  # sizes grow with the kinds, nearly: a few tries are enough
-        kind = KINDS[(low + high) // 2]
+        kind = row.own[(low + high) // 2]
         after = work / f"{kind}.gguf"
         command = [str(python), str(FOLDER / row.probe), "quantize", str(before), str(after), kind]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -216,7 +216,7 @@ def _dtypes(network: Network, engine: Engine) -> list[str]:
 def _check_out(out: Path, engine: Engine) -> bool:
     """Whether one file is wanted; refuses what is taken."""
     is_file = out.suffix.lower() in engine.files.suffixes
-    if is_file and engine.file_format != "gguf":
+    if is_file and not engine.files.one_file:
         raise InvalidOutput(
             f"{engine.file_format} files are a directory", expected="a directory to make",
             mend=f"{out.with_suffix('')}", site=str(out),
