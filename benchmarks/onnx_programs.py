@@ -21,8 +21,7 @@ from typing import Any
 import machine
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
+from scoring import kl, ours, show
 from torch import Tensor
 
 import pennyweight as pw
@@ -31,7 +30,6 @@ from pennyweight.export.onnx.write import NAME, write
 from pennyweight.export.probes import FOLDER
 from pennyweight.formats import Compressed
 from pennyweight.network.network import Network, Site
-from pennyweight.network.running.run import materialised
 
 ROWS = (
     ("float32", "", "float32", 1), ("float16", "", "float16", 1),
@@ -144,28 +142,6 @@ def theirs(dense: Path, level: int) -> Path:
     quantizer.process()
     quantizer.model.save_model_to_file(str(out), True)
     return out
-
-
-def ours(network: Network, tokens: Tensor) -> Tensor:
-    """Logits `[windows, length, tokens]` of our loader, float32."""
-    with materialised(network, exact=False, dtype=torch.float32) as model, torch.no_grad():
-        return torch.cat([model(input_ids=window[None], use_cache=False).logits.float() for window in tokens])
-
-
-def kl(first: Tensor, second: Tensor) -> float:
-    p, q = (logits.double().log_softmax(-1) for logits in (first, second))
-    return float((p.exp() * (p - q)).sum(-1).mean())
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    table = Table(show_edge=False)
-    headings = list(rows[0])
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for row in rows:
-        found = [row.get(heading, "") for heading in headings]
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in found))
-    Console(width=170).print(table)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,7 @@ from typing import Any
 import machine
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
+from scoring import kl, ours, show
 from torch import Tensor
 
 import pennyweight as pw
@@ -33,7 +32,6 @@ from pennyweight.export.openvino.write import XML, write
 from pennyweight.export.probes import FOLDER
 from pennyweight.formats import Compressed
 from pennyweight.network.network import Network, Site
-from pennyweight.network.running.run import materialised
 
 ROWS = (
     ("float16", "float16"), ("int4 g64 sym", "int8 row sym"), ("int4 g64 asym", "int8 row sym"),
@@ -148,28 +146,6 @@ def figures(path: Path, tokens: Tensor, before: Tensor, mine: Tensor | None, set
         facts = {name: float(found[name]) for name in ("prefill", "decode", "loading", "peak_mb")}
     costs = {} if mine is None else {"kl": kl(mine, logits), "kl_of_weights": kl(before, mine)}
     return {"bytes": size, **costs, "kl_of_both": kl(before, logits), **facts}
-
-
-def ours(network: Network, tokens: Tensor) -> Tensor:
-    """Logits `[windows, length, tokens]` of our loader, float32."""
-    with materialised(network, exact=False, dtype=torch.float32) as model, torch.no_grad():
-        return torch.cat([model(input_ids=window[None], use_cache=False).logits.float() for window in tokens])
-
-
-def kl(first: Tensor, second: Tensor) -> float:
-    p, q = (logits.double().log_softmax(-1) for logits in (first, second))
-    return float((p.exp() * (p - q)).sum(-1).mean())
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    table = Table(show_edge=False)
-    headings = list(rows[0])
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for row in rows:
-        found = [row.get(heading, "") for heading in headings]
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in found))
-    Console(width=170).print(table)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,15 @@
 """How far a language model is from itself before: perplexity, KL and the same next token, one way for all."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor, nn
+
+from pennyweight.network.network import Network
+from pennyweight.network.running.run import materialised
 
 
 @torch.no_grad()
@@ -33,3 +39,27 @@ def compared(model: nn.Module, test: Tensor, before: Sequence[Tensor]) -> dict[s
         "perplexity": float(torch.tensor(loss / count).exp()), "reference": float(torch.tensor(base / count).exp()),
         "kl": kl / count, "agreement": same / count,
     }  # fmt: skip
+
+
+def ours(network: Network, tokens: Tensor) -> Tensor:
+    """Logits `[windows, length, tokens]` of our loader, float32."""
+    with materialised(network, exact=False, dtype=torch.float32) as model, torch.no_grad():
+        return torch.cat([model(input_ids=window[None], use_cache=False).logits.float() for window in tokens])
+
+
+def kl(first: Tensor, second: Tensor) -> float:
+    """Nats a token, of logits."""
+    p, q = (logits.double().log_softmax(-1) for logits in (first, second))
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """A table of whatever the rows hold."""
+    table = Table(show_edge=False)
+    headings = list(rows[0])
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        found = [row.get(heading, "") for heading in headings]
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in found))
+    Console(width=170).print(table)

@@ -16,11 +16,13 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import programs
 import pytest
 import torch
 from conftest import build, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from programs import outputs, read_back, rounded
 
 from pennyweight.errors import (
     CorruptFile,
@@ -44,7 +46,6 @@ from pennyweight.flow.options import outline
 from pennyweight.formats import Compressed, Dense, Format, Grid, parse
 from pennyweight.network.finding import trace as finding
 from pennyweight.network.network import Network, Site
-from pennyweight.network.running.run import materialised
 
 openvino = pytest.importorskip("openvino", reason="the openvino extra is not installed")
 
@@ -59,37 +60,12 @@ GRIDS = {
 
 
 def grids_of(network: Network, names: Mapping[str, str] = GRIDS, dtype: str = "float16") -> dict[str, Format]:
-    found: dict[str, Format] = {}
-    for site in network.sites:
-        label = names.get(site.name.rpartition(".")[2])
-        if label:
-            grid = parse(label)
-            assert isinstance(grid, Grid)
-            found[site.name] = Grid(
-                bits=grid.bits, group_size=grid.group_size, symmetric=grid.symmetric, scale_dtype=dtype
-            )
-    return found
-
-
-def rounded(network: Network, formats: Mapping[str, Format]) -> Callable[[Site], Compressed]:
-    def compressed(site: Site) -> Compressed:
-        weight = network.source.read(network.stored_name(site.parameter)).float()
-        return Compressed((formats[site.name].store(weight),), site.shape)
-
-    return compressed
+    return programs.grids_of(network, names, dtype)
 
 
 def written(network: Network, formats: Mapping[str, Format], out: Path, dtype: str = "float16") -> Path:
     ENGINE.files.write(network, formats, rounded(network, formats), out, dtype=dtype).reconcile()
     return out
-
-
-@torch.no_grad()
-def outputs(network: Network, ids: torch.Tensor) -> torch.Tensor:
-    """Logits of our loader."""
-    with materialised(network, exact=False, dtype=torch.float32) as model:
-        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
-    return logits
 
 
 @pytest.fixture(scope="module")
@@ -102,23 +78,10 @@ def tied(network_of: Callable[[str], Network], tmp_path_factory: pytest.TempPath
 def test_what_is_read_back_is_what_was_computed(network_of: Callable[[str], Network], tied: Path) -> None:
     network = network_of("llama_tied")
     formats = grids_of(network)
-    compressed, part_of, found = rounded(network, formats), ENGINE.files.parts(tied), load(tied)
-    assert {site.name for site in found.sites} == {site.name for site in network.sites}
-    for name, format in formats.items():
-        site = network.by_name[name]
-        meant, stored = compressed(site), network.stored_name(site.parameter)
-        part = part_of(found.stored_name(site.parameter))
-        assert part.format == format
-        assert part.tensors.keys() == meant.parts[0].tensors.keys()
-        assert all(torch.equal(part.tensors[key], tensor) for key, tensor in meant.parts[0].tensors.items())
-        assert torch.equal(found.source.read(stored), meant.dequantize())
-    norm = "model.norm.weight"
-    assert torch.equal(found.source.read(norm), network.source.read(norm).to(torch.float16))
+    found = read_back(ENGINE, network, formats, tied)
     assert isinstance(found.source, OpenVINOWeights)
-    assert set(found.source.auxiliary()) >= {"tokenizer.json"}
-    assert "int4 g32 asym" in found.source.description
     with pytest.raises(InvalidModel, match="not stored as codes"):
-        found.source.read_part(norm)
+        found.source.read_part("model.norm.weight")
 
 
 def test_the_engine_computes_what_we_do(tied: Path, network_of: Callable[[str], Network]) -> None:
