@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -143,13 +143,15 @@ def test_two_processes_give_the_same_bytes_though_one_dies(
     killed, enough = list[int](), threading.Event()
 
     def kill() -> None:
-        """The first worker that is seen once some sites are done."""
-        while not enough.is_set() and not list(tmp_path.glob("small.run/sites/*.safetensors")):
+        """The first worker that is seen at work once some sites are done: between two tasks it has another name."""
+        while not enough.is_set() and not killed:
             time.sleep(0.01)
-        for process in psutil.Process().children(recursive=True):
-            if process.name() == "ray::_carry_out" and not killed:
-                process.kill()
-                killed.append(process.pid)
+            if list(tmp_path.glob("small.run/sites/*.safetensors")):
+                for process in psutil.Process().children(recursive=True):
+                    with suppress(psutil.NoSuchProcess):
+                        if process.name() == "ray::_carry_out" and not killed:
+                            process.kill()
+                            killed.append(process.pid)
 
     killer, advanced = threading.Thread(target=kill), Watching()
     killer.start()
@@ -200,12 +202,12 @@ class Failing(Deadly):
 def test_how_often_a_task_is_begun_again(
     two: Pool, run: tuple[Network, Journal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    network, journal = run
+    workers, shop = two.at(place_of(network, journal)), Workshop(network, journal)  # who starts Ray imports it first
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(on_ray, "ATTEMPTS", 2)
-    network, journal = run
-    workers, shop = two.at(place_of(network, journal)), Workshop(network, journal)
     with pytest.raises(WorkerLost, match="died 2 times") as lost:
         workers.run([Deadly("a", 0), Deadly("b", 1), Deadly("c", 9)], shop, quiet)
     assert lost.value.site == "deadly/c.json"
