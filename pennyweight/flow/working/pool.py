@@ -33,6 +33,7 @@ QUIET = {"log_to_driver": False, "configure_logging": False}
 OURS = {  # read by Ray before it starts anything; the first is named for systems where it is the default
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token",
     "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_worker_niceness": "0",  # 15 is its default: beside other work such processes get a thirtieth of a core
 }  # fmt: skip
 
 
