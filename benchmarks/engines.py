@@ -1,69 +1,117 @@
-"""A model rounded to nearest, in the files of each engine, timed as `pennyweight bench` does: small, and how quick.
+"""Our files beside an engine's own of the same size: how quick, and how far from the model before.
 
-    python benchmarks/engines.py --model DIR --python VENV/bin/python [--threads 1]
+    python benchmarks/engines.py --model DIR --calibration TRAIN.txt --test TEST.txt --python VENV/bin/python [...]
 
-`--python` has llama-cpp-python. Times do not depend on how codes were chosen, so plain rounding is enough.
+The interpreters have llama-cpp-python, and openvino with nncf; ONNX Runtime's quantizer comes with it. Layers are four
+bits by GPTQ on 64 windows of calibration text, tables rounded to nearest as the engine's own quantizer would do it.
+Times are those of `pennyweight bench`, all engines in turn on one thread. Losses are of logits that the engine itself
+gave, against the model before in float32 by our loader.
 """
 
 import argparse
+import subprocess
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import machine
+import numpy as np
+import scoring
+import torch
 
 import pennyweight as pw
-from pennyweight import formats
-from pennyweight.export.engines import find
+from pennyweight.export.engines import Engine, find
+from pennyweight.export.probes import FOLDER
 from pennyweight.flow.bench.bench import bench
+from pennyweight.flow.bench.contenders import bytes_of, having, own
 from pennyweight.flow.progress import Progress
-from pennyweight.formats import Compressed, Format
-from pennyweight.network.network import Network, Site
+from pennyweight.network.network import Network
+from pennyweight.plan import Plan, Step
 
-FILES = (("transformers", "int4 g64 sym bfloat16"), ("llama.cpp", "q4_0"))
+ROWS = (  # layers, tables, type of what stays dense
+    ("transformers", "gptq int4 g64 sym bfloat16", "", "bfloat16"),
+    ("llama.cpp", "gptq q4_0", "rtn q8_0", "float16"),
+    ("onnxruntime", "gptq int4 g32 sym", "rtn int4 g32 asym", "float16"),
+    ("onnxruntime-int8", "gptq int4 g32 sym", "rtn int4 g32 asym", "float16"),
+    ("openvino", "gptq int4 g64 sym", "rtn int8 row sym", "float16"),
+)  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--python", type=Path, required=True)
+    parser.add_argument("--calibration", type=Path, required=True)
+    parser.add_argument("--test", type=Path, required=True)
+    parser.add_argument("--python", type=Path, nargs="+", required=True)
+    parser.add_argument("--engines", default=",".join(row[0] for row in ROWS))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--batches", default="1,8")
+    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    rows = []
-    for engine, label in FILES:
-        with tempfile.TemporaryDirectory() as temporary:
-            out = Path(temporary)
-            store(pw.load(arguments.model), engine, formats.parse(label), out)
+    network = pw.load(arguments.model)
+    calibration = pw.sample(arguments.calibration, network, count=64, length=256, seed=arguments.seed)
+    test = pw.sample(arguments.test, network, count=arguments.windows, length=256, seed=arguments.seed).ids
+    before, rows = scoring.ours(network, test), list[dict[str, Any]]()
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        statistics = pw.collect(network, calibration, work=work / "statistics")
+        for name, layers, tables, dtype in ROWS:
+            if name not in arguments.engines.split(","):
+                continue
+            engine, out = find(name), work / name
+            pw.apply(plan_of(network, name, layers, tables, dtype, arguments.seed), network, statistics, out=out)
             found = bench(
-                out, engines=("pennyweight", "dense", engine), pythons=[arguments.python], reference=arguments.model,
-                batches=[int(count) for count in arguments.batches.split(",")], repeats=arguments.repeats,
-                threads=arguments.threads, progress=Progress(),
+                out, engines=("pennyweight", "dense", name), pythons=arguments.python, reference=arguments.model,
+                batches=[1, 8], repeats=arguments.repeats, threads=arguments.threads, progress=Progress(),
             )  # fmt: skip
-        rows.append({"files": label, "for": engine, **asdict(found)})
-        print(machine.write("engines", {**machine.facts(0), "rows": rows}), label, flush=True)
+            losses = {name: loss(engine, engine.files.handed(out), test, before, arguments.python)}
+            if engine.own:
+                python = having(engine, arguments.python)
+                assert python is not None
+                (work / "own").mkdir(exist_ok=True)
+                kind, folder = own(network, engine, python, bytes_of(out), work / "own")
+                losses[f"{name}'s own {kind}"] = loss(
+                    engine, engine.files.handed(folder), test, before, arguments.python
+                )
+            rows.append({"for": name, "layers": layers, "tables": tables, "losses": losses, **asdict(found)})
+            print(machine.write("engines", {**machine.facts(arguments.seed), "rows": rows}), name, losses, flush=True)
+    scoring.show([line for row in rows for line in lines(row)])
 
 
-def store(network: Network, engine: str, format: Format, out: Path) -> None:
-    """Every linear layer in one format, by the rule without a search; for llama.cpp the table in eight bits."""
-    chosen = dict(formats_of(network, engine, format))
-
-    def compressed(site: Site) -> Compressed:
-        weight = network.source.read(network.stored_name(site.parameter)).float()
-        return Compressed((chosen[site.name].store(weight, search=False),), site.shape)
-
-    dtype = "float16" if engine == "llama.cpp" else "bfloat16"
-    find(engine).files.write(network, chosen, compressed, out, dtype=dtype).reconcile()
+def plan_of(network: Network, engine: str, layers: str, tables: str, dtype: str, seed: int) -> Plan:
+    steps = {site.name: layers if site.role == "linear" else tables for site in network.sites}
+    return Plan(
+        steps={name: Step.parse(step) for name, step in steps.items() if step}, kept={}, engine=engine, dtype=dtype,
+        seed=seed, bytes=0, damage=0.0, model=network.source.fingerprint,
+    )  # fmt: skip
 
 
-def formats_of(network: Network, engine: str, format: Format) -> Iterator[tuple[str, Format]]:
-    for site in network.sites:
-        if site.role == "linear":
-            yield site.name, format
-        elif engine == "llama.cpp":
-            yield site.name, formats.parse("q8_0")
+def loss(engine: Engine, files: Path, test: torch.Tensor, before: torch.Tensor, pythons: list[Path]) -> float:
+    """KL in nats a token of what the engine makes of files."""
+    with tempfile.TemporaryDirectory() as temporary:
+        tokens, logits = Path(temporary) / "tokens.npy", Path(temporary) / "logits.npz"
+        np.save(tokens, test.numpy().astype(np.int32))
+        probe = [str(FOLDER / engine.probe), str(files), str(tokens), str(logits)]
+        subprocess.run([str(having(engine, pythons)), *probe], check=True)
+        with np.load(logits) as found:
+            return scoring.kl(before, torch.from_numpy(found["logits"]))
+
+
+def lines(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """What there is to say of each contender."""
+    found = []
+    for one in row["rows"]:
+        loss = row["losses"].get(one["name"])
+        rates = {f"{what} {n}": round(one[what][n]["median"], 1) for what in ("prefill", "decode") for n in one[what]}
+        found.append(
+            {
+                "files for": row["for"], "run by": one["name"], "MB": round(one["bytes"] / 1e6, 1),
+                "KL": "" if loss is None else f"{loss:.4f}", "peak MB": round(one["peak"] / 1e6), **rates,
+            }
+        )  # fmt: skip
+    return found
 
 
 if __name__ == "__main__":

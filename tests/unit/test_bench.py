@@ -231,6 +231,6 @@ def test_an_engines_own_rounding_is_the_one_of_the_nearest_size(
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.save(str(tmp_path / "model" / "tokenizer.json"))
     (tmp_path / "work").mkdir()
-    found, file = own(load(tmp_path / "model"), find("llama.cpp"), llama, size, tmp_path / "work")
+    found, folder = own(load(tmp_path / "model"), find("llama.cpp"), llama, size, tmp_path / "work")
     assert found == kind
-    assert [path for path in (tmp_path / "work").rglob("*") if path.is_file()] == [file]
+    assert [path for path in (tmp_path / "work").rglob("*") if path.is_file()] == [folder / "model.gguf"]

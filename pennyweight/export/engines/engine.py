@@ -35,6 +35,7 @@ class Engine:
         evidence: how we know: `loaded` (it ran on our files) or `read` (from its sources).
         also: other kinds of files it reads, which are not written for it.
         own: types of its own quantizer by the bits they take, fewest first, where its probe can be asked to `quantize`.
+        own_dtype: of the dense files which that quantizer begins with.
         reads: formats it loads, and those on the menu of a plan.
         dtypes: of scales and of tensors that stay dense.
         roles: kinds of sites that may be quantized.
@@ -74,6 +75,7 @@ class Engine:
     only: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
+    own_dtype: str = "float16"
 
     @property
     def version(self) -> str:

@@ -18,6 +18,7 @@ NBITS = Grids(
     bits=frozenset({2, 4, 8}), asymmetric_bits=frozenset({2, 4, 8}), group_sizes=frozenset({16, 32, 64, 128, 256}),
     rows=False,
 )  # fmt: skip
+OWN = ((4, 128), (4, 64), (4, 32), (8, 128), (8, 32))  # bits and groups for its own quantizer
 
 ONNXRUNTIME = Engine(
     name="onnxruntime",
@@ -45,6 +46,8 @@ import onnxruntime
 session = onnxruntime.InferenceSession("{path}/model.onnx")
 # inputs and outputs are called as optimum calls them: ORTModelForCausalLM.from_pretrained("{path}")
 """,
+    own=tuple(f"int{bits} g{size}" for bits, size in OWN),
+    own_dtype="float32",
     probe="onnxruntime.py",
     modules=("onnxruntime",),
 )
@@ -54,6 +57,7 @@ ONNXRUNTIME_INT8 = replace(
     name="onnxruntime-int8",
     file_format="onnx-int8",
     reads=NBITS,
+    own=tuple(f"int{bits} g{size} level 4" for bits, size in OWN),
     tables=tuple(Grid(bits=bits, group_size=size, symmetric=bits == 8) for bits in (4, 8) for size in (32, 64)),
     notes=(
         "the certificate is about the weights in the file, computed with in float32; products with codes also round "

@@ -44,6 +44,7 @@ from optimum.intel import OVModelForCausalLM
 exact = {{"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "KV_CACHE_PRECISION": "f32"}}
 model = OVModelForCausalLM.from_pretrained("{path}", ov_config=exact)  # without it faster, and less exact
 """,
+    own=("int4 g128", "int4 g64", "int4 g32", "int8"),  # by NNCF, where the interpreter has it
     probe="openvino.py",
     modules=("openvino",),
 )

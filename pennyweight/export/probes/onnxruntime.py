@@ -1,4 +1,4 @@
-"""What onnxruntime makes of tokens, on the CPU."""
+"""What onnxruntime makes of tokens, on the CPU. `python onnxruntime.py quantize IN OUT KIND`: its quantizer."""
 
 import sys
 import time
@@ -73,5 +73,35 @@ def timed(path: str, options: dict[str, int]) -> Timed:
     return Timed(path, options["threads"])
 
 
+def quantize(before: str, after: str, kind: str) -> None:
+    """Let its tools round a program's weights to `int4 g32`, or `int4 g32 level 4` where products are to be in int8.
+
+    They see weights that are constants `[in, out]`, so those which the program turns are turned before.
+    """
+    import onnx
+    from onnx import numpy_helper
+    from onnxruntime.quantization import matmul_nbits_quantizer
+
+    words, model = kind.split(), onnx.load(before)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in [node for node in model.graph.node if node.op_type == "Transpose" and node.input[0] in constants]:
+        order = next(list(attribute.ints) for attribute in node.attribute if attribute.name == "perm")
+        value = numpy_helper.to_array(constants[node.input[0]]).transpose(order)
+        model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), node.output[0]))
+        model.graph.node.remove(node)
+    used = {name for node in model.graph.node for name in node.input}
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
+        model.graph.initializer.remove(tensor)
+    quantizer = matmul_nbits_quantizer.MatMulNBitsQuantizer(
+        model, bits=int(words[0].removeprefix("int")), block_size=int(words[1].removeprefix("g")), is_symmetric=True,
+        accuracy_level=int(words[3]) if len(words) > 2 else None, op_types_to_quantize=("MatMul", "Gather"),
+    )  # fmt: skip
+    quantizer.process()
+    quantizer.model.save_model_to_file(after, use_external_data_format=True)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1] == "quantize":
+        quantize(*sys.argv[2:])
+    else:
+        main(*sys.argv[1:])

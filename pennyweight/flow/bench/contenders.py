@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -101,16 +102,17 @@ def contenders(
             found.append(Contender(name=row.name, probe=probe, python=python, files=handed, bytes=size))
         else:
             without[row.name] = f"it does not read {path.name}: --for {row.name} writes files for it"
+            continue
         if row.own:
             try:
                 with progress.stage(f"rounding by {row.name} itself", 1):
-                    kind, file = own(reference or network, row, python, size, work)
+                    kind, folder = own(reference or network, row, python, size, work)
             except PennyweightError as error:
                 without[f"{row.name}'s own"] = error.happened
             else:
                 name = f"{row.name}'s own {kind}"
-                bytes_ = file.stat().st_size
-                found.append(Contender(name=name, probe=probe, python=python, files=file, bytes=bytes_))
+                made, bytes_ = row.files.handed(folder), bytes_of(folder)
+                found.append(Contender(name=name, probe=probe, python=python, files=made, bytes=bytes_))
     return found, without
 
 
@@ -127,32 +129,41 @@ def having(row: Engine, pythons: Sequence[Path]) -> Path | None:
 def own(network: Network, row: Engine, python: Path, size: int, work: Path) -> tuple[str, Path]:
     """The engine's own rounding that comes nearest to a size in bytes, by its own quantizer.
 
-    Of a GGUF file with codes it rounds those once more: for times, not for what it computes.
+    Of files with codes it rounds those once more: for times, not for what it computes.
+
+    Returns:
+        The kind, and a folder with what a probe is handed, under the same name as ours.
 
     Raises:
-        PennyweightError: the network cannot be written as GGUF, or the quantizer fails.
+        PennyweightError: the network cannot be written for the engine, or the quantizer fails.
     """
-    plain = work / "plain"
-    row.files.write(network, {}, _nothing, plain, dtype="float16")
+    plain = work / f"{row.name} plain"
+    row.files.write(network, {}, _nothing, plain, dtype=row.own_dtype)
     before = row.files.handed(plain)
     low, high, best = 0, len(row.own), (math.inf, "", work)
     while low < high:  # sizes grow with the kinds, nearly: a few tries are enough
         kind = row.own[(low + high) // 2]
-        after = work / f"{kind}.gguf"
-        command = [str(python), str(FOLDER / row.probe), "quantize", str(before), str(after), kind]
+        after = work / f"{row.name} {kind}"
+        after.mkdir()
+        command = [str(python), str(FOLDER / row.probe), "quantize", str(before), str(after / before.name), kind]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode:
             raise EngineFailed(f"its quantizer failed: {ended.stderr.strip()[-300:]}", site=kind)
-        bytes_ = after.stat().st_size
+        bytes_ = bytes_of(after)
         away = abs(bytes_ - size)
         if away < best[0]:
-            best[2].unlink() if best[1] else None
+            shutil.rmtree(best[2]) if best[1] else None
             best = (away, kind, after)
         else:
-            after.unlink()
+            shutil.rmtree(after)
         low, high = ((low + high) // 2 + 1, high) if bytes_ < size else (low, (low + high) // 2)
-    before.unlink()
+    shutil.rmtree(plain)
     return best[1], best[2]
+
+
+def bytes_of(folder: Path) -> int:
+    """Of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _nothing(site: Site) -> NoReturn:
