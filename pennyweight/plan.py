@@ -15,6 +15,8 @@ from pennyweight.errors import InvalidPlan
 from pennyweight.formats import Dense, Format, passing
 from pennyweight.formats.passing import Passing
 
+READS = " | "  # between what a site becomes and how what it reads is rounded
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -30,24 +32,32 @@ class Stage:
 
 @dataclass(frozen=True)
 class Step:
-    """What becomes of one site: stages, each working on what the one before it left over."""
+    """What becomes of one site: stages, each working on what the one before it left over.
+
+    Args:
+        stages: methods and the formats they store in.
+        input: how what the site reads is rounded while the network runs; None where it is not.
+    """
 
     stages: tuple[Stage, ...]
+    input: Input | None = None
 
     def label(self) -> str:
-        """Stages joined by ` + `; `parse` reads it back."""
-        return " + ".join(stage.label() for stage in self.stages)
+        """Stages joined by ` + `, and ` | ` with what it reads; `parse` reads it back."""
+        stored = " + ".join(stage.label() for stage in self.stages)
+        return stored if self.input is None else f"{stored}{READS}{self.input.label()}"
 
     @classmethod
     def parse(cls, text: str) -> Step:
-        """Read a label such as `gptq int4 g64 asym`.
+        """Read a label such as `gptq int4 g64 asym`, or `gptq int8 row sym | int8 token`.
 
         Raises:
             UnknownName: a format nobody knows.
             InvalidPlan: no method, or no format.
         """
+        stored, reads, rounded = text.partition(READS)
         stages = []
-        for part in text.split(" + "):
+        for part in stored.split(" + "):
             end = part.rfind(")")
             method, _, label = (
                 (part[: end + 1], "", part[end + 1 :].strip()) if end >= 0 else part.strip().partition(" ")
@@ -59,7 +69,7 @@ class Step:
                     mend="pennyweight list shows every method and format",
                 )
             stages.append(Stage(method.strip(), formats.parse(label)))
-        return cls(tuple(stages))
+        return cls(tuple(stages), Input.parse(rounded) if reads else None)
 
 
 @dataclass(frozen=True)
@@ -148,6 +158,7 @@ class Plan:
         notes: predicted bytes and damage of each site's group, for people who edit.
         rewrites: changes of basis that the model goes through first, with the plan's seed.
         recovery: what is trained after the steps, by name, in this order.
+        cache: how keys and values are rounded that the network keeps; None where they are not.
     """
 
     steps: Mapping[str, Step]
@@ -161,17 +172,23 @@ class Plan:
     notes: Mapping[str, str] = field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
     recovery: tuple[str, ...] = ()
+    cache: Input | None = None
 
     def formats(self) -> dict[str, Format]:
         """Format of every site that does not stay dense."""
         chosen = {name: step.stages[0].format for name, step in self.steps.items()}
         return {name: format for name, format in chosen.items() if not isinstance(format, Dense)}
 
+    def inputs(self) -> dict[str, Input]:
+        """How what sites read is rounded; sites that read it as it is are not named."""
+        return {name: step.input for name, step in self.steps.items() if step.input is not None}
+
     def explain(self) -> str:
         """A table of how many sites get what."""
         counts = Counter(step.label() for step in self.steps.values())
         lines = [f"{count:5d} x {label}" for label, count in counts.most_common()]
         lines += [f"{len(self.kept):5d} x kept dense ({self.dtype})"] if self.kept else []
+        lines += [f"      keys and values in {self.cache.label()}"] if self.cache else []
         lines.append(f"predicted: {self.bytes / 1e6:.1f} MB, KL {self.damage:.5f} nats per token")
         return "\n".join(lines)
 
@@ -181,6 +198,7 @@ class Plan:
             "engine": self.engine, "dtype": self.dtype, "seed": self.seed, "bytes": self.bytes,
             "damage": self.damage, "model": self.model, **({"rewrites": [*self.rewrites]} if self.rewrites else {}),
             **({"recovery": [*self.recovery]} if self.recovery else {}),
+            **({"cache": self.cache.label()} if self.cache else {}),
         }  # fmt: skip
         steps = {
             name: {"step": step.label(), **({"why": self.notes[name]} if name in self.notes else {})}
@@ -210,6 +228,7 @@ class Plan:
                 bytes=int(head["bytes"]), damage=float(head["damage"]), model=str(head["model"]),
                 rewrites=tuple(map(str, _listed("rewrites", head.get("rewrites", [])))),
                 recovery=tuple(map(str, _listed("recovery", head.get("recovery", [])))),
+                cache=Input.parse(str(head["cache"])) if "cache" in head else None,
             )  # fmt: skip
         except (
             ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError,

@@ -6,7 +6,7 @@ What a compressed tensor looks like in it, and what config.json says of that, is
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Item:
     entries: tuple[Entry, ...]
     site: Site | None = None
     format: Format | None = None
+    constants: tuple[Tensor, ...] = ()  # content of the last entries
 
     @property
     def bytes(self) -> int:
@@ -60,12 +61,14 @@ class Layout:
         tensors: those tensors, in the order of the entries, of what was made of the site.
         config: of config.json, besides what the source's says: of the compressed sites.
         beside: other files, by relative name.
+        constants: tensors that the source has not, by name; each is written after the last tensor of its module.
     """
 
     entries: Callable[[Site, Format], tuple[Entry, ...]]
     tensors: Callable[[Site, Part], Iterator[Tensor]]
     config: Callable[[Network, Sequence[Item]], Mapping[str, Any]]
     beside: Callable[[Network, Sequence[Item]], Mapping[str, bytes]] = field(default=lambda _network, _items: {})
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def check_site(name: str, network: Network) -> Site:
@@ -111,6 +114,23 @@ def items_of(network: Network, formats: Mapping[str, Format], dtype: str, layout
             stored = dense_dtype(info, dtype)
             action, reason = ("kept", "") if stored == info.dtype else ("cast", f"{info.dtype} to {stored}")
             items.append(Item(info, action, reason, (Entry(name, stored, info.shape),)))
+    return _with_constants(items, layout.constants)
+
+
+def _with_constants(items: list[Item], constants: Mapping[str, Tensor]) -> list[Item]:
+    """The same items, of which some end with constants: the last of a module that each belongs to, or of those in it.
+
+    Raises:
+        InvalidFormat: there is no such module.
+    """
+    for name, tensor in constants.items():
+        module = name.rpartition(".")[0]
+        at = max((i for i, one in enumerate(items) if one.info.name.startswith(f"{module}.")), default=None)
+        if at is None:
+            raise InvalidFormat("no tensor of this module is written", expected="a module of the network", site=module)
+        entry = Entry(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+        item = items[at]
+        items[at] = replace(item, entries=(*item.entries, entry), constants=(*item.constants, tensor))
     return items
 
 
@@ -216,9 +236,10 @@ def _tensors(
 ) -> Iterator[Tensor]:
     if item.site is not None and item.format is not None:
         yield from layout.tensors(item.site, one_part(item.site.name, item.format, compressed(item.site)))
-        return
-    tensor = network.source.read(item.info.name)
-    yield rounded(item.info.name, tensor, item.entries[0].dtype) if item.action == "cast" else tensor
+    else:
+        tensor = network.source.read(item.info.name)
+        yield rounded(item.info.name, tensor, item.entries[0].dtype) if item.action == "cast" else tensor
+    yield from item.constants
 
 
 def _data_bytes(path: Path) -> int:

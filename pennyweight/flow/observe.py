@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pennyweight.corpus import Windows
 from pennyweight.errors import InvalidMeasurement
 from pennyweight.network.network import Network
 from pennyweight.network.running.observe import Observing, Seen
+from pennyweight.network.running.rounding import Change, attentions, seen_by
 from pennyweight.network.running.run import materialised
 from pennyweight.network.running.stream import Stream
 from pennyweight.statistics import Statistics
@@ -45,6 +47,33 @@ def observe(
     else:
         seen = _whole(network, calibration, gram)
     return {name: _statistics(name, one) for name, one in seen.items() if one.count}
+
+
+def observe_caches(network: Network, windows: Windows) -> dict[str, tuple[Statistics, Statistics]]:
+    """Range and some rows of the keys and values of every module of attention, channels those of a head.
+
+    Args:
+        network: a causal language model.
+        windows: of text.
+    """
+    runner, seen = Stream(network), dict[str, tuple[Seen, Seen]]()
+
+    def recording(name: str, place: int) -> Change:
+        def record(x: Tensor) -> Tensor:
+            if name not in seen:
+                seen[name] = (Seen(x.shape[-1], gram=False), Seen(x.shape[-1], gram=False))
+            seen[name][place].add(x.detach().reshape(-1, x.shape[-1]))
+            return x
+
+        return record
+
+    for name in attentions(runner.module("")):
+        seen_by(runner.module(name), recording(name, 0), recording(name, 1))
+    runner.forward(windows.ids)
+    return {
+        name: (_statistics(f"{name}:keys", keys), _statistics(f"{name}:values", values))
+        for name, (keys, values) in seen.items()
+    }
 
 
 def _whole(network: Network, batches: Sequence[Mapping[str, Any]], gram: bool) -> dict[str, Seen]:

@@ -79,7 +79,7 @@ def test_codes_stay_in_their_range(kind: type[Any], format: Passing) -> None:
         assert codes.codes.dtype in (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
         assert codes.codes.shape == x.shape
         whole = codes.codes.double()
-        assert float(whole.min()) >= format.limits[0]
+        assert float(whole.min()) >= format.least
         assert float(whole.max()) <= format.limits[1]
         assert bool(torch.isfinite(codes.values()).all())
         if codes.zero_point is not None:

@@ -178,7 +178,7 @@ INT8, INT4, ASYMMETRIC = (passing.parse(label) for label in ("int8 tensor", "int
 def test_the_whole_range_saturates_beyond_it() -> None:
     quantizer = StaticRange().fit(seen(torch.tensor([[1.0, -2.0], [0.5, 127.0]])), INT8)
     assert quantizer.scale.tolist() == [1.0]
-    assert quantizer.rounded(torch.tensor([[126.6, -500.0]])).tolist() == [[127.0, -127.0]]
+    assert quantizer.rounded(torch.tensor([[126.6, -500.0]])).tolist() == [[127.0, -128.0]]
 
 
 def test_channels_have_their_own_ranges() -> None:

@@ -3,6 +3,7 @@
 Source: the compressed-tensors package, versions 0.17 to 0.20 (`pack_quantized`, `naive_quantized`, `nvfp4`, `mxfp4`,
 `mxfp8`, `quant_args`), read and run. Of a linear layer [out, in] called `x` the files hold, by layout:
 
+    int-quantized         x.weight int8 [out, in] and x.weight_scale [out, 1], where what x reads is rounded as well
     pack-quantized        x.weight_packed int32 [out, ceil(in·b/32)], each row a stream of bits, and x.weight_shape;
                           x.weight_zero_point int32 [ceil(out·b/32), groups], packed along the outputs
     float-quantized       x.weight float8 [out, in]; x.weight_scale [out, 1], [1] or one a tile, in the model's type
@@ -25,6 +26,7 @@ from torch import Tensor
 from pennyweight.export.safetensors_stream import Entry
 from pennyweight.formats import NVFP4, Format, Grid, Microscaling, Minifloat, Part
 from pennyweight.formats.minifloat import NATIVE
+from pennyweight.formats.passing import Passing
 from pennyweight.formats.sharing import Sharing
 from pennyweight.numerics.packing import pack_int32, words_of
 
@@ -53,16 +55,23 @@ class Scheme(Protocol):
         ...
 
 
-def scheme_for(format: Format) -> Scheme:
+def scheme_for(format: Format, reads: Passing | None = None) -> Scheme:
     """How a format is stored that was checked before."""
-    scheme = scheme_of(format)
+    scheme = scheme_of(format, reads)
     assert scheme is not None
     return scheme
 
 
-def scheme_of(format: Format) -> Scheme | None:
-    """How a format is stored; None when these files cannot hold it."""
+def scheme_of(format: Format, reads: Passing | None = None) -> Scheme | None:
+    """How a format is stored; None when these files cannot hold it.
+
+    Args:
+        format: of a weight.
+        reads: what its layer reads is rounded to; None where it is not.
+    """
     if isinstance(format, Grid) and format.rows_stand_alone:
+        if reads is not None and (format.bits, format.group_size, format.symmetric) == (8, None, True):
+            return WholeIntegers(format)
         return PackedIntegers(format)
     if isinstance(format, Minifloat) and format.element in FLOAT8:
         return Floats8(format)
@@ -110,6 +119,27 @@ class PackedIntegers:
             "group_size": self.grid.group_size, "strategy": "channel" if self.grid.group_size is None else "group",
             "dynamic": False,
         }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WholeIntegers:
+    """Integers of eight bits, a scale a row, as products of whole numbers take them."""
+
+    grid: Grid
+    layout = "int-quantized"
+
+    def entries(self, parameter: str, shape: Shape) -> tuple[Entry, ...]:
+        """Codes and scales."""
+        return Entry(parameter, "int8", shape), Entry(f"{parameter}_scale", self.grid.scale_dtype, (shape[0], 1))
+
+    def tensors(self, parameter: str, part: Part) -> Iterator[tuple[str, Tensor]]:
+        """Codes around zero; scales as they are."""
+        yield parameter, (part.tensors["codes"].to(torch.int16) - 128).to(torch.int8)
+        yield f"{parameter}_scale", part.tensors["scale"]
+
+    def arguments(self) -> Mapping[str, Any]:
+        """Integers a row."""
+        return {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False}
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 Source: the compressed-tensors package, versions 0.17 to 0.20 (`quant_config`, `match`, `pack_quantized`,
 `naive_quantized`). Written on its own, without the package, so that what we wrote can be read back independently of it.
-Only weights are read: a checkpoint that also rounds activations or its key-value cache gives the network without that,
-and says so in its description.
+`activations` says how it rounds what its layers read and its keys and values; roundings that no format of ours is are
+left out, and the description says so.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from torch import Tensor
 
 from pennyweight.errors import InvalidFormat, InvalidModel
 from pennyweight.export.compressed_tensors import floats
+from pennyweight.export.compressed_tensors.activations_source import caches_of, input_of, passing_of
 from pennyweight.formats import Grid, Part
 from pennyweight.formats.dense import DTYPES
+from pennyweight.formats.passing import Activations, KeysAndValues, Quantizer
 from pennyweight.network.sources.source import (
     SafetensorsSource,
     TensorInfo,
@@ -42,7 +44,6 @@ STORED = (
     "weight", "weight_packed", "weight_scale", "weight_global_scale", "weight_shape", "weight_zero_point",
     "weight_g_idx",
 )  # fmt: skip
-ROUNDED = ("input_activations", "output_activations")  # what a checkpoint may ask an engine to round as it runs
 BARE = ("weight_shape", "weight_g_idx")  # read elsewhere
 # What belongs to rounded activations and caches, not to weights.
 BESIDE = ("input_scale", "input_zero_point", "output_scale", "output_zero_point", "k_scale", "v_scale", "q_scale")
@@ -90,12 +91,14 @@ class CompressedTensorsSource:
         self.config: Mapping[str, Any] = MappingProxyType(
             {k: v for k, v in self._files.config.items() if k != "quantization_config"}
         )
-        self.left_out = ["the key-value cache"] if quantization.get("kv_cache_scheme") else []
+        self.left_out: list[str] = []
+        self._reads: dict[str, Mapping[str, Any]] = {}  # how layers of a target round what they read
         with as_described(lambda error: self._refusal(f"config.json does not describe these weights ({error})")):
             self._schemes = self._read_schemes(quantization)
             self._ignore = [str(name) for name in quantization.get("ignore") or []]
             self._packed = {f"{module}.weight": self._read_layout(module) for module in self._quantized_modules()}
             self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._dense_view())
+            self.activations = self._read_activations(quantization)
 
     def read(self, name: str) -> Tensor:
         """Read a weight: in float32 where codes are stored, otherwise as it is.
@@ -178,6 +181,10 @@ class CompressedTensorsSource:
         """How many tensors of which format."""
         counts = Counter(info.dtype for info in self.tensors.values())
         listed = ", ".join(f"{n} {dtype}" for dtype, n in counts.most_common())
+        rounds = [rounds.format.label() for rounds in self.activations.inputs.values()]
+        listed += "".join(f", {count} read {label}" for label, count in Counter(rounds).most_common())
+        for both in [*self.activations.caches.values()][:1]:
+            listed += f", {len(self.activations.caches)} keep keys and values in {both.keys.format.label()}"
         left = f"; read without rounding {', '.join(self.left_out)}" if self.left_out else ""
         return f"compressed-tensors, {len(self.tensors)} tensors: {listed}{left}"
 
@@ -205,9 +212,36 @@ class CompressedTensorsSource:
                     expected=f"{PACKED} or {NAIVE} with integers, {', '.join(floats.EIGHT)} with 8 bits, "
                     f"{', '.join(floats.PAIRED)} with 4",
                 )
-            self.left_out += [f"{what} of {name}" for what in ROUNDED if group.get(what)]
+            if group.get("output_activations"):
+                self.left_out.append(f"output_activations of {name}")
+            if group.get("input_activations"):
+                self._reads.update((str(target), group["input_activations"]) for target in group.get("targets") or [])
             schemes += [(str(target), str(layout), arguments) for target in group.get("targets") or []]
         return sorted(schemes, key=lambda scheme: (scheme[0] == "Linear", scheme[0].startswith("re:")))
+
+    def _read_activations(self, quantization: Mapping[str, Any]) -> Activations:
+        """Roundings of all layers and caches that a format of ours is."""
+        inputs, left = dict[str, Quantizer](), set[str]()
+        for name in self._packed:
+            module = name.rpartition(".")[0]
+            target = next((t for t, _, _ in self._schemes if _matches(module, t) or t == "Linear"), "")
+            if target not in self._reads:
+                continue
+            format = passing_of(self._reads[target])
+            rounds = None if format is None else input_of(module, format, self._constant)
+            if rounds is None:
+                left.add(target)
+            else:
+                inputs[module] = rounds
+        scheme, caches = quantization.get("kv_cache_scheme"), dict[str, KeysAndValues]()
+        if scheme:
+            caches |= caches_of(scheme, self._files.tensors, self._constant)
+        self.left_out += [f"input_activations of {target}" for target in sorted(left)]
+        self.left_out += ["the key-value cache"] if scheme and not caches else []
+        return Activations(inputs, caches)
+
+    def _constant(self, name: str) -> Tensor | None:
+        return self._files.read(name) if name in self._files.tensors else None
 
     def _quantized_modules(self) -> list[str]:
         found = []

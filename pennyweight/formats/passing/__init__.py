@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pennyweight.errors import UnknownName
+from pennyweight.formats.passing.activations import Activations, KeysAndValues
 from pennyweight.formats.passing.floats import Floats
 from pennyweight.formats.passing.integers import Integers
 from pennyweight.formats.passing.passing import Codes, Over, Passing
@@ -30,5 +31,6 @@ def parse(label: str) -> Passing:
 
 
 __all__ = [
-    "PASSING", "Codes", "Dynamic", "Floats", "Integers", "Over", "Passing", "Powers", "Quantizer", "Static", "parse",
+    "PASSING", "Activations", "Codes", "Dynamic", "Floats", "Integers", "KeysAndValues", "Over", "Passing", "Powers",
+    "Quantizer", "Static", "parse",
 ]  # fmt: skip

@@ -1,7 +1,8 @@
 """Whole numbers of 2 to 8 bits, times a scale, with or without a zero point.
 
 Symmetric codes leave out the lowest (−127 to 127), so that both ends of a range are alike; that is what the dynamic
-int8 kernels of engines compute. Asymmetric ones use all, from −2^(b−1), with a zero point among them: zero stays zero,
+int8 kernels of engines compute. Where a range was fixed beforehand, kernels give the lowest code to what lies below it,
+and so do we. Asymmetric ones use all, from −2^(b−1), with a zero point among them: zero stays zero,
 which padding and gates rely on.
 """
 
@@ -64,9 +65,14 @@ class Integers(Passing):
 
     @property
     def limits(self) -> tuple[float, float]:
-        """The smallest and the largest code."""
+        """The codes of the ends of a range."""
         half = 1 << (self.bits - 1)
         return 1 - half if self.symmetric else -half, half - 1
+
+    @property
+    def least(self) -> float:
+        """The lowest code, where the range does not cover everything."""
+        return self.limits[0] if self.over.dynamic else -self.limits[1] - 1
 
     def ends(self, low: Float[Tensor, "*tiles"], high: Float[Tensor, "*tiles"]) -> Ends:
         """The largest number gets the largest code; or both ends get theirs, up to half a step."""
@@ -80,7 +86,7 @@ class Integers(Passing):
     def encode(self, x: Float[Tensor, ...], scale: Tensor, zero_point: Tensor | None) -> Int8[Tensor, ...]:
         """The nearest whole numbers, ties to even."""
         codes = (x / scale).round_()
-        return (codes if zero_point is None else codes + zero_point).clamp_(*self.limits).to(torch.int8)
+        return (codes if zero_point is None else codes + zero_point).clamp_(self.least, self.limits[1]).to(torch.int8)
 
     def decode(self, codes: Int8[Tensor, ...], scale: Tensor, zero_point: Tensor | None) -> Float[Tensor, ...]:
         """(codes − zero point) · scale."""

@@ -118,7 +118,12 @@ class Passing(ABC):
     @property
     @abstractmethod
     def limits(self) -> tuple[float, float]:
-        """The smallest and the largest code."""
+        """The codes of the ends of a range."""
+
+    @property
+    def least(self) -> float:
+        """The smallest code there is: below a range may be one that no range reaches."""
+        return self.limits[0]
 
     @abstractmethod
     def ends(self, low: Float[Tensor, "*tiles"], high: Float[Tensor, "*tiles"]) -> Ends:

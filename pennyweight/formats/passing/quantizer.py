@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +14,7 @@ from pennyweight.formats.passing.passing import Codes, Passing
 from pennyweight.numerics.integer import in_runs
 
 
+@runtime_checkable
 class Quantizer(Protocol):
     """What fitting a method of `methods/activations/` gives.
 

@@ -9,19 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol
 
 from torch import Tensor, nn
 
 from pennyweight.network.running.online import Rotation, Rounding, identity, online
-
-
-class Rounds(Protocol):
-    """A rounding that is ready to be used, such as `formats.passing.Quantizer`."""
-
-    def rounded(self, x: Tensor) -> Tensor:
-        """The nearest numbers there are."""
-        ...
+from pennyweight.network.running.rounding import Rounds
 
 
 @contextmanager

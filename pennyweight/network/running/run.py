@@ -18,6 +18,7 @@ from pennyweight.network.finding.inputs import example
 from pennyweight.network.finding.trace import skeleton
 from pennyweight.network.finding.watch import returned
 from pennyweight.network.network import Network
+from pennyweight.network.running.rounding import install, roundings_of
 from pennyweight.network.running.stream import Stream
 from pennyweight.network.sources.source import Source
 from pennyweight.numerics.double import Float64, to_double
@@ -179,4 +180,5 @@ def materialised(
                 full = f"{path}.{name}" if path else name
                 kept = full in network.source.tensors and name not in module._non_persistent_buffers_set
                 module._buffers[name] = (read(full) if kept else buffer).to(dtype)
+    install(model, roundings_of(network.source))
     yield model

@@ -20,6 +20,7 @@ from pennyweight.formats import Part
 from pennyweight.network.finding.trace import skeleton
 from pennyweight.network.network import Network, Site
 from pennyweight.network.running.compressed import CompressedLinear, CompressedTable, Decoded
+from pennyweight.network.running.rounding import install, roundings_of
 from pennyweight.network.running.stream import fast_forward, place
 from pennyweight.numerics.memory import release
 from pennyweight.numerics.products import Weight, held
@@ -109,6 +110,7 @@ def runnable(
     for module in model.modules():
         if type(module) is nn.Linear and dtype == torch.float32:
             module.forward = fast_forward(module)  # type: ignore[method-assign, assignment]
+    install(model, roundings_of(network.source))
     return Runnable(model, dtype, tuple(rows))
 
 

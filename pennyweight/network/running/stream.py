@@ -22,6 +22,7 @@ from torch.func import functional_call
 from pennyweight.errors import InvalidModel
 from pennyweight.network.finding.trace import skeleton
 from pennyweight.network.network import Network
+from pennyweight.network.running.rounding import install, roundings_of
 from pennyweight.network.sources.source import check_finite
 from pennyweight.numerics.double import to_double
 from pennyweight.numerics.linear import linear
@@ -65,6 +66,7 @@ class Stream:
             if self.dtype == torch.float64:  # narrower types leave buffers as the model's own code made them
                 for name, buffer in module._buffers.items():
                     module._buffers[name] = to_double(buffer)
+        install(self._model, roundings_of(self.network.source))
 
     @contextmanager
     def beginning(self) -> Iterator[Callable[[Int[Tensor, "windows length"]], Hidden]]:

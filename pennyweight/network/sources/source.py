@@ -117,6 +117,11 @@ class Derived:
         return getattr(self.source, "module", None)
 
     @property
+    def activations(self) -> Any:
+        """What the files say is rounded while the network runs, where they can say it."""
+        return getattr(self.source, "activations", None)
+
+    @property
     def config(self) -> Mapping[str, Any]:
         """That of the source."""
         return self.source.config
