@@ -89,6 +89,13 @@ def parser() -> argparse.ArgumentParser:
     compress.add_argument(
         "--study", metavar="FILE", help="where a search remembers what it measured; without it, DIR.study.sqlite"
     )
+    compress.add_argument(
+        "--activations", default="", metavar="LABEL",
+        help="layers also round what they read, where the engine has such products: 'int8 token', 'fp8 e4m3 token'",
+    )  # fmt: skip
+    compress.add_argument(
+        "--kv-cache", default="", metavar="LABEL", help="keys and values are rounded as well: 'fp8 e4m3 tensor'"
+    )
     _judging(compress)
     _search(compress)
     _workers(compress)

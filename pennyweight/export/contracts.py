@@ -10,6 +10,7 @@ from pennyweight.errors import InvalidFormat
 from pennyweight.formats import Dense, Format, Grid, KQuant, Legacy
 from pennyweight.formats.dense import DTYPES
 from pennyweight.formats.gguf.blocks import Blocks
+from pennyweight.formats.passing import Passing
 
 BITS = (2, 3, 4, 5, 6, 8)
 LARGE = 4096  # outputs that are enough for every format
@@ -235,6 +236,23 @@ class Either:
     def menu(self, columns: Sequence[int], dtype: str) -> tuple[Format, ...]:
         """All of their menus."""
         return tuple(format for contract in self.contracts for format in contract.menu(columns, dtype))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Products of rounded weights and rounded inputs that an engine has kernels for.
+
+    Args:
+        weights: formats, whatever 16 or 32-bit type their scales are in.
+        inputs: roundings of what the layer reads; each goes with each of the weights.
+    """
+
+    weights: tuple[Format, ...]
+    inputs: tuple[Passing, ...]
+
+    def takes(self, format: Format, passing: Passing) -> bool:
+        """Whether these two meet in one of its products."""
+        return passing in self.inputs and format in [_with_scales(weight, format) for weight in self.weights]
 
 
 @dataclass(frozen=True, kw_only=True)

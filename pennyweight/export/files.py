@@ -18,6 +18,7 @@ from pennyweight.export.gptq.files import GPTQFiles
 from pennyweight.export.onnx.files import OnnxFiles
 from pennyweight.export.openvino.files import OpenVINOFiles
 from pennyweight.formats import Compressed, Format, Part
+from pennyweight.formats.passing import Activations, Passing
 from pennyweight.network.network import Network, Site
 from pennyweight.network.sources.source import Source
 
@@ -117,6 +118,23 @@ FILES: Mapping[str, Files] = {
 
 
 @runtime_checkable
+class RoundsActivations(Protocol):
+    """Files that can say how activations and caches are rounded."""
+
+    def rounding(self, activations: Activations) -> Files:
+        """The same files, which say it."""
+        ...
+
+    def rounded_bytes(self, shape: tuple[int, int], format: Format, reads: Passing, dtype: str) -> int:
+        """Bytes of tensor data of a site that rounds what it reads."""
+        ...
+
+    def cache_bytes(self, network: Network, dtype: str) -> int:
+        """Bytes of tensor data of scales for keys and values."""
+        ...
+
+
+@runtime_checkable
 class StoresParts(Protocol):
     """A source that can say what is stored of a tensor, not only what it stands for."""
 
@@ -127,6 +145,12 @@ class StoresParts(Protocol):
             InvalidModel: there is no such tensor, or it is stored as something that no format of ours is.
         """
         ...
+
+
+def rounding_files(files: Files) -> RoundsActivations:
+    """Files of an engine whose row says that it rounds."""
+    assert isinstance(files, RoundsActivations), "an engine's row names roundings that its files cannot say"
+    return files
 
 
 def files_of(file_format: str) -> Files:

@@ -15,6 +15,7 @@ from pennyweight.budget import Measurement
 from pennyweight.corpus import Windows
 from pennyweight.errors import VerificationFailed
 from pennyweight.export.engines import find
+from pennyweight.export.files import rounding_files
 from pennyweight.flow import artifact
 from pennyweight.flow.apply import Applied, apply
 from pennyweight.flow.certifying import evidence
@@ -24,7 +25,9 @@ from pennyweight.flow.load import load
 from pennyweight.flow.measure import ReferenceStates, Scorer, windows_at_once
 from pennyweight.flow.progress import Advance, Progress
 from pennyweight.flow.recover import recover
+from pennyweight.flow.rounding import activations_of
 from pennyweight.flow.working.task import HERE, Workers, Workshop
+from pennyweight.formats.passing import Activations
 from pennyweight.network.network import Network
 from pennyweight.numerics.hashing import of_value
 from pennyweight.plan import Plan
@@ -90,7 +93,7 @@ def build(
         metrics: to score.
         progress: told about every stage.
         network: what is compressed, where the reference was rewritten first.
-        calibration: text that recovery learns from; needed where the plan asks for it.
+        calibration: text that recovery learns from and roundings are fitted to; needed where the plan asks for them.
         workers: who compresses and scores; recovery and writing are done here.
 
     Raises:
@@ -105,12 +108,16 @@ def build(
             applied = recover(applied, collected, calibration, progress=progress)
         with progress.stage("writing", len(network.source.tensors)) as advance:
             directory.mkdir(parents=True, exist_ok=True)
-            accounting = find(plan.engine).files.write(
+            files = find(plan.engine).files
+            activations = activations_of(plan, network, calibration, journal, progress)
+            if activations:
+                files = rounding_files(files).rounding(activations)
+            accounting = files.write(
                 network, plan.formats(), applied.compressed, directory, dtype=plan.dtype,
                 on_tensor=lambda _name, _bytes: advance(1),
             )  # fmt: skip
             accounting.reconcile()
-            _read_back(directory, applied, network)
+            _read_back(directory, applied, network, activations)
         facts = {
             "ledger": [asdict(row) for row in applied.ledger()], "accounting": accounting.to_dict(),
             "hash": artifact.model_hash(directory), "weights": artifact.weights_hash(directory),
@@ -182,7 +189,7 @@ def facts_of(candidate: Candidate, journal: Journal) -> Any:
     return journal.load(f"candidates/{candidate.key}.json")
 
 
-def _read_back(directory: Path, applied: Applied, network: Network) -> None:
+def _read_back(directory: Path, applied: Applied, network: Network, activations: Activations) -> None:
     """Compare codes and scales in the files with those computed, bit for bit, and the weights that follow from them.
 
     Both are read back by a reader that shares no code with the writer; for GGUF the weights are another package's.
@@ -190,6 +197,11 @@ def _read_back(directory: Path, applied: Applied, network: Network) -> None:
     if not applied.keys:
         return
     part_of, written = find(applied.plan.engine).files.parts(directory), load(directory)
+    if activations and not activations.same(getattr(written.source, "activations", Activations())):
+        raise VerificationFailed(
+            "the written files do not say what is to be rounded", expected="equal scales, bit for bit",
+            mend="report this; the files must not be used", site=str(directory),
+        )  # fmt: skip
     for site in network.sites:
         if site.name not in applied.keys:
             continue

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from pennyweight.budget import Budget
 from pennyweight.budget import Opening as Opened
-from pennyweight.errors import InfeasibleBudget
+from pennyweight.corpus import Windows
+from pennyweight.errors import InfeasibleBudget, InvalidBudget
 from pennyweight.flow.candidate import Candidate, build
 from pennyweight.flow.certifying import evidence
 from pennyweight.flow.certifying.claims import Asked, text_metrics, usual_engine
@@ -28,7 +30,7 @@ from pennyweight.flow.certifying.noise import noise_floor
 from pennyweight.flow.certifying.openings import Opening, open_all
 from pennyweight.flow.certifying.populations import Population, Questions, ledgers_of
 from pennyweight.flow.certifying.rules import Pilot, Rules, check_feasible, check_noise
-from pennyweight.flow.collect import collect
+from pennyweight.flow.collect import Collected, collect
 from pennyweight.flow.delivery import weights_of
 from pennyweight.flow.explain import record as explain
 from pennyweight.flow.journal import Journal
@@ -40,6 +42,7 @@ from pennyweight.flow.options import Table, tabulate, timed
 from pennyweight.flow.profiling.calibration import calibrate
 from pennyweight.flow.profiling.values import Calibration
 from pennyweight.flow.progress import Progress
+from pennyweight.flow.rounding import damages, fit, reading
 from pennyweight.flow.search.refine import Search
 from pennyweight.flow.settings import Settings
 from pennyweight.flow.text import Texts
@@ -113,7 +116,12 @@ class Job:
             dtype=self.settings.dtype, method=self.settings.method, pricing=self.settings.pricing,
             progress=self.progress, workers=self.workers,
         )  # fmt: skip
-        return planner_of(self.network, self.settings, table, model=self.reference)
+        return planner_of(
+            self.network, self.settings, table, model=self.reference,
+            priced=priced(
+                self.network, self.collected, self.words.calibration, self.settings, self.journal, self.progress
+            ),
+        )  # fmt: skip
 
     def build(self, plan: Plan) -> Candidate:
         """Carry one plan out and score it on the selection split."""
@@ -269,10 +277,47 @@ class Job:
         }  # fmt: skip
 
 
-def planner_of(network: Network, settings: Settings, table: Table, *, model: Network) -> Planner:
-    """What makes plans for a network, which may be a rewrite of the model handed in, from a table of predictions."""
+def priced(
+    network: Network, collected: Collected, windows: Windows, settings: Settings, journal: Journal, progress: Progress
+) -> Mapping[str, float]:
+    """What rounding its input costs each layer, nats per token; nothing where it is not rounded."""
+    reads = settings.rounded_input
+    if reads is None:
+        return {}
     assert settings.dtype is not None
-    engine = settings.target
+    fitted = fit(network, windows, [reads], settings.rounded_cache, settings.dtype, journal, progress)
+    return damages(network, collected, fitted, reads.label())
+
+
+def planner_of(
+    network: Network,
+    settings: Settings,
+    table: Table,
+    *,
+    model: Network,
+    priced: Mapping[str, float] = MappingProxyType({}),
+) -> Planner:
+    """What makes plans for a network, which may be a rewrite of the model handed in, from a table of predictions.
+
+    Args:
+        network: what is compressed.
+        settings: of the run.
+        table: of predictions for weights alone.
+        model: handed in.
+        priced: what rounding its input costs each layer; none for sizes alone.
+
+    Raises:
+        InvalidBudget: a limit on time with rounded activations, whose times no table has.
+    """
+    assert settings.dtype is not None
+    engine, reads, cache = settings.target, settings.rounded_input, settings.rounded_cache
+    if reads is not None or cache is not None:
+        if settings.latency is not None:
+            raise InvalidBudget(
+                "times of layers that round what they read are in no table", expected="--speed without --activations",
+                mend="leave one of them out, and time the files with pennyweight bench", site="--speed",
+            )  # fmt: skip
+        table = reading(table, network, engine, reads, cache, settings.dtype, priced)
     always: tuple[Limit, ...] = ()
     if settings.latency is not None:
         table, limit = timed(table, network, settings.latency, settings.speed)
@@ -286,4 +331,5 @@ def planner_of(network: Network, settings: Settings, table: Table, *, model: Net
         network=network, table=table, engine=engine, dtype=settings.dtype, seed=settings.seed,
         allocation=settings.allocation, beside=engine.files.beside(network, settings.dtype),
         model=model.source.fingerprint, rewrites=settings.rewrites, recovery=settings.recovery, always=always,
+        cache=cache,
     )  # fmt: skip

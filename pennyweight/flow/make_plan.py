@@ -12,9 +12,9 @@ from pennyweight.errors import InfeasibleBudget, InvalidBudget, InvalidFormat, I
 from pennyweight.export.checkpoint import HEADERS
 from pennyweight.export.engines import Engine, find
 from pennyweight.flow.options import Table
-from pennyweight.formats import Dense, Grid
-from pennyweight.network.network import Network
-from pennyweight.plan import Option, Plan, plan_of
+from pennyweight.formats import Dense, Format, Grid
+from pennyweight.network.network import Network, Site
+from pennyweight.plan import Input, Option, Plan, plan_of
 from pennyweight.problem import Limit, Problem
 
 REMAKE = "make a new plan with pennyweight plan MODEL"
@@ -36,6 +36,7 @@ class Planner:
         rewrites: that led from there to the network.
         recovery: what is trained afterwards.
         always: limits that every plan keeps, beside the one it is made for.
+        cache: how keys and values are rounded.
     """
 
     network: Network
@@ -49,6 +50,7 @@ class Planner:
     rewrites: tuple[str, ...] = ()
     recovery: tuple[str, ...] = ()
     always: tuple[Limit, ...] = ()
+    cache: Input | None = None
 
     def within_damage(self, damage: float) -> Plan:
         """The smallest plan whose predicted KL is at most `damage`, nats per token."""
@@ -106,7 +108,7 @@ class Planner:
             choices, kept=kept, engine=self.engine.name, dtype=self.dtype, seed=self.seed,
             bytes=self.table.fixed_bytes + sum(option.bytes for option in choices),
             model=self.model or self.network.source.fingerprint, rewrites=self.rewrites,
-            recovery=self.recovery,
+            recovery=self.recovery, cache=self.cache,
         )  # fmt: skip
 
     def size(self, choices: Sequence[Option]) -> int:
@@ -251,6 +253,8 @@ def check_plan(plan: Plan, network: Network, *, model: str | None = None, site: 
                 expected="a step that pennyweight inspect lists for this engine",
                 mend="choose another step, or remove this one to keep the site dense", site=name,
             )  # fmt: skip
+        if step.input is not None:
+            _check_input(step.input, format, engine, sites[name])
         needs = catalogue.find(step.stages[0].method, "quantization").needs
         if sites[name].block is None and needs:
             raise InvalidPlan(
@@ -258,6 +262,12 @@ def check_plan(plan: Plan, network: Network, *, model: str | None = None, site: 
                 "collected in blocks alone",
                 expected="such as round_to_nearest q8_0", mend="choose another step", site=name,
             )  # fmt: skip
+    if plan.cache is not None and plan.cache.format not in engine.caches:
+        raise InvalidPlan(
+            f"{engine.name} keeps no keys and values in {plan.cache.label()}",
+            expected=f"one of {', '.join(one.label() for one in engine.caches)}" if engine.caches else "no cache line",
+            mend="leave cache out", site=site,
+        )  # fmt: skip
     for group in network.groups():
         shared = len({network.stored_name(site.parameter) for site in group}) < len(group)
         if engine.fused_groups or shared:
@@ -270,6 +280,25 @@ def check_plan(plan: Plan, network: Network, *, model: str | None = None, site: 
                     expected="one step for all of them", mend="give them the same step", site=group[0].name,
                 )  # fmt: skip
     return engine
+
+
+def _check_input(input: Input, format: Format, engine: Engine, site: Site) -> None:
+    """Refuse a rounding of what a site reads that its engine does not make, or that nobody knows how to fit.
+
+    Raises:
+        InvalidPlan: it says which.
+    """
+    try:
+        catalogue.find(input.method, "activations")
+    except (UnknownName, InvalidMethod) as error:
+        raise InvalidPlan(error.happened, expected=error.expected, mend=error.mend, site=site.name) from error
+    reason = engine.refuses_input(format, input.format)
+    if reason or site.role != "linear":
+        raise InvalidPlan(
+            reason or "only layers in blocks round what they read", expected="a product that the engine has",
+            mend="pennyweight list shows them; without ' | ' and what follows, a layer rounds nothing",
+            site=site.name,
+        )  # fmt: skip
 
 
 def usual_dtype(network: Network) -> str:

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from pennyweight.errors import InvalidFormat
 from pennyweight.export.engines import Engine, find
 from pennyweight.latency import Latency
+from pennyweight.plan import Input
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,8 @@ class Settings:
         latency: times of the engine on the machine it will run on; needed with `speed`.
         memory: bytes that the engine may take for the model while it runs; 0 for no such limit.
         context: tokens of prompt and answer that memory must do for; 0 for the usual number.
+        activations: how compressed layers round what they read, such as `int8 token`; empty where they do not.
+        cache: how keys and values are rounded, such as `fp8 e4m3 tensor`; empty where they are not.
         threads: of the arithmetic; results are the same only for the same number.
     """
 
@@ -66,6 +70,8 @@ class Settings:
     latency: Latency | None = None
     memory: float = 0.0
     context: int = 0
+    activations: str = ""
+    cache: str = ""
     threads: int = field(default_factory=torch.get_num_threads)
 
     @property
@@ -74,6 +80,25 @@ class Settings:
 
         Raises:
             UnknownName: no engine or format is called so.
-            InvalidFormat: a format that it does not read.
+            InvalidFormat: a format that it does not read, or a rounding that it does not make.
         """
-        return find(self.engine).choosing(self.formats)
+        engine = find(self.engine)
+        if (cache := self.rounded_cache) is not None and cache.format not in engine.caches:
+            raise InvalidFormat(
+                f"{engine.name} keeps no keys and values in {cache.label()}",
+                expected=f"one of {', '.join(one.label() for one in engine.caches)}" if engine.caches
+                else "an engine that rounds them: transformers or vllm", mend="leave it out", site="--kv-cache",
+            )  # fmt: skip
+        if (reads := self.rounded_input) is not None:
+            return engine.reading(reads.format, self.formats)
+        return engine.choosing(self.formats)
+
+    @property
+    def rounded_input(self) -> Input | None:
+        """How compressed layers round what they read."""
+        return Input.parse(self.activations) if self.activations else None
+
+    @property
+    def rounded_cache(self) -> Input | None:
+        """How keys and values are rounded."""
+        return Input.parse(self.cache) if self.cache else None

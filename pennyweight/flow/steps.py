@@ -24,6 +24,7 @@ from pennyweight.budget import Budget, Certificate, Measurement, Opening
 from pennyweight.corpus import Windows, cut, describe_source, read_documents, require_windows
 from pennyweight.errors import InvalidOutput, InvalidPlan
 from pennyweight.export.engines import find
+from pennyweight.export.files import rounding_files
 from pennyweight.flow import collect as collecting
 from pennyweight.flow.apply import apply as carry_out
 from pennyweight.flow.artifact import code_hash
@@ -37,6 +38,7 @@ from pennyweight.flow.memory import held
 from pennyweight.flow.options import tabulate, timed
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.recover import recover
+from pennyweight.flow.rounding import activations_of
 from pennyweight.flow.text import some
 from pennyweight.latency import Latency
 from pennyweight.methods.certification import certify as judge
@@ -177,7 +179,7 @@ def apply(
         network: the reference.
         statistics: of its edges.
         out: directory to make.
-        calibration: text that recovery learns from, where the plan asks for it.
+        calibration: text that recovery learns from and roundings are fitted to, where the plan asks for them.
         progress: told about every stage.
 
     Returns:
@@ -200,6 +202,8 @@ def apply(
     applied = carry_out(plan, network, statistics, journal, progress=progress)
     if calibration is not None:
         applied = recover(applied, statistics, calibration, progress=progress)
+    if activations := activations_of(plan, network, calibration, journal, progress):
+        files = rounding_files(files).rounding(activations)
     out.mkdir(parents=True, exist_ok=True)
     files.write(network, plan.formats(), applied.compressed, out, dtype=plan.dtype).reconcile()
     return load(out)

@@ -12,9 +12,12 @@ from pennyweight.export.checkpoint import CheckpointFiles
 from pennyweight.export.compressed_tensors import layout
 from pennyweight.export.compressed_tensors.source import CompressedTensorsSource, is_compressed_tensors
 from pennyweight.export.compressed_tensors.write import write
+from pennyweight.export.safetensors_stream import Entry
 from pennyweight.formats import Compressed, Format, Part
 from pennyweight.formats.passing import Activations, Passing
+from pennyweight.network.finding.trace import skeleton
 from pennyweight.network.network import Network, Site
+from pennyweight.network.running.rounding import attentions
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +38,10 @@ class CompressedTensorsFiles(CheckpointFiles):
     def rounded_bytes(self, shape: tuple[int, int], format: Format, reads: Passing, dtype: str) -> int:
         """Of a layer that rounds what it reads: codes and scales of both."""
         return layout.stored_bytes(shape, format, dtype, reads)
+
+    def cache_bytes(self, network: Network, dtype: str) -> int:
+        """Two scales for every module of attention."""
+        return 2 * Entry("", dtype, (1,)).bytes * len(attentions(skeleton(network.source)))
 
     def opens(self, path: Path) -> CompressedTensorsSource | None:
         """A directory whose config.json says so, whoever wrote it."""

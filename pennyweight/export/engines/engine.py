@@ -11,6 +11,7 @@ from pennyweight.export.contracts import (
     LARGE,
     Chosen,
     Contract,
+    Pairs,
 )
 from pennyweight.export.files import Files, files_of
 from pennyweight.export.memory import Memory
@@ -19,6 +20,7 @@ from pennyweight.formats import (
     Format,
     parse,
 )
+from pennyweight.formats.passing import Passing
 from pennyweight.network.network import Network, Site
 
 OUTSIDE = ("embedding", "head")  # roles of what lies outside the blocks
@@ -51,6 +53,8 @@ class Engine:
         probe: program of `export/probes/` that runs it; empty where there is none.
         modules: that an interpreter must be able to import to run the probe.
         needs: packages beside `checked_with` that it takes.
+        rounds: roundings of what layers read, with the weights they go with.
+        caches: roundings of keys and values, with one scale a tensor.
         only: labels of the formats a user asked for, see `choosing`; empty for all on the menu.
     """
 
@@ -76,6 +80,8 @@ class Engine:
     also: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
     own_dtype: str = "float16"
+    rounds: tuple[Pairs, ...] = ()
+    caches: tuple[Passing, ...] = ()
 
     @property
     def version(self) -> str:
@@ -111,6 +117,35 @@ class Engine:
             self, only=tuple(labels), reads=Chosen(self.reads, formats),
             tables=tuple(format for format in self.tables if format in formats) or self.tables,
         )  # fmt: skip
+
+    def reading(self, passing: Passing, labels: Sequence[str]) -> Engine:
+        """The same engine, of whose formats plans may choose those alone that go with a rounding of what layers read.
+
+        Args:
+            passing: the rounding.
+            labels: formats that were asked for; none for all that go with it.
+
+        Raises:
+            InvalidFormat: none goes with it, or one that was asked for does not.
+        """
+        able = [weight for pairs in self.rounds if passing in pairs.inputs for weight in pairs.weights]
+        alone = [label for label in labels if self.refuses_input(parse(label), passing)]
+        if not able or alone:
+            known = sorted({one.label() for pairs in self.rounds for one in pairs.inputs})
+            raise InvalidFormat(
+                f"{self.name} has no product of {alone[0]} weights and {passing.label()}" if able
+                else f"{self.name} does not round what layers read to {passing.label()}",
+                expected=f"weights in {', '.join(w.label() for w in able)}" if able else
+                f"one of {', '.join(known)}" if known else "an engine that does: transformers or vllm",
+                mend="pennyweight list shows what each engine takes", site="--activations",
+            )  # fmt: skip
+        return self.choosing(labels or [weight.label() for weight in able])
+
+    def refuses_input(self, format: Format, passing: Passing) -> str | None:
+        """Why a layer with weights in this format cannot round what it reads like this; None when it can."""
+        if any(pairs.takes(format, passing) for pairs in self.rounds):
+            return None
+        return f"{self.name} has no product of {format.label()} weights and {passing.label()}"
 
     def opens(self, path: Path) -> bool:
         """Whether the model that lies at a path is stored in files that it reads, whoever wrote them."""

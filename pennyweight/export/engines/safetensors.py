@@ -11,15 +11,25 @@ from pennyweight.export.contracts import (
     Either,
     Grids,
     Listed,
+    Pairs,
 )
 from pennyweight.export.engines.engine import Engine
 from pennyweight.export.memory import Memory
 from pennyweight.formats import (
     NVFP4,
+    Grid,
     Microscaling,
     Minifloat,
     Sharing,
 )
+from pennyweight.formats.passing import parse
+
+FP8_ROW = Minifloat(element="e4m3", sharing=Sharing(1, None))
+FP8_TENSOR = Minifloat(element="e4m3", sharing=Sharing(None, None))
+INT8_ROW = Grid(bits=8)
+INT8 = tuple(parse(label) for label in ("int8 token", "int8 token asym", "int8 tensor", "int8 tensor asym"))
+FP8 = tuple(parse(label) for label in ("fp8 e4m3 token", "fp8 e4m3 tensor"))
+FP8_CACHE = (parse("fp8 e4m3 tensor"),)
 
 TRANSFORMERS = Engine(
     name="transformers",
@@ -50,12 +60,21 @@ TRANSFORMERS = Engine(
     # the largest were seen beside the results, from run to run (benchmarks/engine_memory.py). generate() asks for the
     # logits of the last position. On a CPU the packed file stays mapped beside all this.
     memory=Memory(weights="dense", unpacking=56.0, evidence="measured"),
+    # It decodes weights and rounds what layers read to floats of the same values: nothing becomes faster by it here.
+    rounds=(
+        Pairs(weights=(INT8_ROW, *(Grid(bits=4, group_size=size) for size in (32, 64, 128))), inputs=INT8),
+        Pairs(weights=(FP8_ROW, FP8_TENSOR), inputs=FP8),
+        Pairs(weights=(Minifloat(element="e4m3", sharing=Sharing(128, 128)),), inputs=(parse("fp8 e4m3 g128"),)),
+    ),
+    caches=FP8_CACHE,
     notes=(
         "needs the packages compressed-tensors (0.18 or newer) and accelerate",
         "3, 5, 6 and 7 bits are packed without gaps, as compressed-tensors does since 0.18; older ones misread them",
         "weights are dequantized in memory on the first forward pass: the file is smaller, the process is not",
         "MXFP4, MXFP8 and NVFP4 are unpacked to bfloat16, where their numbers are exact: load a model in bfloat16 "
         "with dtype='auto'",
+        "of symmetric codes a token it divides by 127.5 where kernels divide by 127, so its logits differ a little "
+        "from those the certificate is about; keys and values are rounded with a cache alone, as generate() uses",
         "leave dequantize=False: with True, this version reads every weight with the bits of the first group",
     ),
     snippet="""\
@@ -76,7 +95,17 @@ VLLM = Engine(
     file_format="compressed-tensors",
     checked_with={"vllm": "0.33.0"},
     evidence="read",
-    reads=Grids(bits=frozenset({4, 8}), asymmetric_bits=frozenset({4, 8}), group_sizes=frozenset({32, 64, 128})),
+    reads=Either(
+        (
+            Grids(bits=frozenset({4, 8}), asymmetric_bits=frozenset({4, 8}), group_sizes=frozenset({32, 64, 128})),
+            Listed(loads=(FP8_ROW, FP8_TENSOR)),
+        )
+    ),
+    rounds=(
+        Pairs(weights=(INT8_ROW,), inputs=INT8),
+        Pairs(weights=(FP8_ROW, FP8_TENSOR), inputs=FP8),
+    ),
+    caches=FP8_CACHE,
     dtypes=frozenset({"float16", "bfloat16"}),
     roles=frozenset({"linear"}),
     # It takes a share of the GPU beforehand and keeps keys and values in what is left: this is what one sequence needs.
@@ -89,7 +118,8 @@ VLLM = Engine(
     notes=(
         "read from its sources, not run here: load the result once before relying on it",
         "inputs that are no multiple of 128 (such as 576) rely on its kernel padding them; older versions refuse",
-        "weights only: faster where memory bandwidth is the limit, not for large batches",
+        "weights alone: faster where memory bandwidth is the limit, not for large batches; --activations 'int8 token' "
+        "or 'fp8 e4m3 token' is for those, and --kv-cache 'fp8 e4m3 tensor' for long texts",
     ),
     snippet="""\
 # pip install vllm
