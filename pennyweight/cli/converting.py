@@ -44,6 +44,7 @@ def _converted(arguments: Namespace, *, sealed: bool) -> int:
         print_json(
             {
                 "out": str(done.out), "engine": done.engine, "dtype": done.dtype, "exact": done.exact, "kl": done.kl,
+                "unrounded": list(done.unrounded),
                 "certificate": done.certificate, "statement": done.statement, "bytes_before": done.bytes_before,
                 "bytes_after": done.bytes_after, "totals": totals(done.rows),
                 "rows": [asdict(row) for row in done.rows],
@@ -63,6 +64,8 @@ def _show(model: str, done: Converted) -> None:
         table.add_row(before, after, how, str(len(rows)), f"{largest:.1e}" if largest else "none")
     console = Console(highlight=False)
     console.print(table)
+    if done.unrounded:
+        print(f"While it ran, the source rounded what layers read ({', '.join(done.unrounded)}); these files do not.\n")
     words = "Every number is equal." if done.exact else (
         f"KL of the source's predictions from these: {done.kl:.2g} nats a token. Changes are squared, over the squared "
         "weight."

@@ -13,6 +13,8 @@ from pennyweight.budget import Budget
 from pennyweight.cli import main
 from pennyweight.errors import InvalidFormat, InvalidMethod, InvalidPlan
 from pennyweight.flow.compress import compress
+from pennyweight.flow.converting.convert import Settings as Conversion
+from pennyweight.flow.converting.convert import convert
 from pennyweight.flow.delivery import Outcome
 from pennyweight.flow.load import load
 from pennyweight.flow.make_plan import check_plan
@@ -59,7 +61,8 @@ def test_bytes_are_those_of_the_plan(rounded: Outcome) -> None:
 
 def test_what_a_rounding_costs_is_measured_about_as_it_was_priced(llama: Path, text: Path, tmp_path: Path) -> None:
     network = load(llama)
-    words, held = pw.sample(text, network, count=24, length=32), pw.held_out(text, network, length=32)
+    words = pw.sample(text, network, count=24, length=32)
+    held = pw.sample(text, network, count=48, length=32, seed=1)
     statistics = pw.collect(network, words, work=tmp_path / "statistics")
     linear = [site.name for site in network.sites if site.role == "linear"]
     losses = []
@@ -98,6 +101,21 @@ def test_plans_that_no_engine_computes(step: str, rest: dict[str, object], why: 
     network = load(llama)
     with pytest.raises(InvalidPlan, match=why):
         check_plan(plan_of(network, {"model.layers.0.mlp.down_proj": step}, **rest), network)
+
+
+def test_converting_keeps_roundings_or_says_that_they_are_gone(rounded: Outcome, text: Path, tmp_path: Path) -> None:
+    before = load(rounded.out).source.activations  # type: ignore[attr-defined]
+    kept = convert(rounded.out, tmp_path / "kept", to="compressed-tensors", text=text)
+    assert kept.exact
+    assert kept.certificate == "carried over"
+    assert load(kept.out).source.activations.same(before)  # type: ignore[attr-defined]
+    gone = convert(rounded.out, tmp_path / "gone", to="dense", text=text)
+    assert gone.unrounded == ("int8 tensor asym", "a cache in fp8 e4m3 tensor")
+    assert not gone.exact
+    assert gone.certificate == "not certified"
+    assert gone.kl > 0
+    with pytest.raises(InvalidFormat, match="int8 tensor asym"):
+        convert(rounded.out, tmp_path / "strict", to="dense", settings=Conversion(strict=True))
 
 
 def test_settings_that_no_engine_has() -> None:

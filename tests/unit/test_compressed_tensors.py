@@ -541,7 +541,7 @@ def test_eight_bit_floats(
     assert torch.equal(source.read(name), tensors[name].float() * spread)
     assert (source.read(name) - weight).abs().max() <= 2**-4 * weight.abs().max()
     assert source.tensors[name].dtype == "float8_e4m3fn"
-    assert "read without rounding input_activations of a" in source.description
+    assert "1 read int8 token" in source.description
     assert len(load_network(source).sites) == 16
     assert torch.equal(Compressed((source.read_part(name),), (64, 64)).dequantize(), source.read(name))
     edit(tmp_path, lambda q: q["config_groups"]["a"]["weights"].update(type="int"))

@@ -62,7 +62,7 @@ TRANSFORMERS = Engine(
     memory=Memory(weights="dense", unpacking=56.0, evidence="measured"),
     # It decodes weights and rounds what layers read to floats of the same values: nothing becomes faster by it here.
     rounds=(
-        Pairs(weights=(INT8_ROW, *(Grid(bits=4, group_size=size) for size in (32, 64, 128))), inputs=INT8),
+        Pairs(weights=(INT8_ROW, *(Grid(bits=4, group_size=size) for size in (None, 32, 64, 128))), inputs=INT8),
         Pairs(weights=(FP8_ROW, FP8_TENSOR), inputs=FP8),
         Pairs(weights=(Minifloat(element="e4m3", sharing=Sharing(128, 128)),), inputs=(parse("fp8 e4m3 g128"),)),
     ),

@@ -26,7 +26,7 @@ from pennyweight.errors import (
 )
 from pennyweight.export.accounting import Accounting
 from pennyweight.export.engines import ENGINES, Engine
-from pennyweight.export.files import FILES
+from pennyweight.export.files import FILES, Files, rounding_files
 from pennyweight.flow import artifact
 from pennyweight.flow.certifying.pair import Judging, certify_pair
 from pennyweight.flow.converting import carry
@@ -39,8 +39,10 @@ from pennyweight.flow.measure import measure
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.steps import sample
 from pennyweight.flow.verify import verify
+from pennyweight.formats.passing import Activations
 from pennyweight.network.network import Network
 from pennyweight.network.running.onnx import OnnxSource
+from pennyweight.network.running.rounding import roundings_of
 from pennyweight.network.running.run import change, outputs
 from pennyweight.network.sources.opening import find_model
 from pennyweight.numerics.hashing import canonical
@@ -84,6 +86,7 @@ class Converted:
         outcome: of certifying again.
         bytes_before: of the source's weight files.
         bytes_after: of the files.
+        unrounded: what the source rounds while it runs and these files do not say, such as `int8 token`.
     """
 
     out: Path
@@ -96,11 +99,12 @@ class Converted:
     outcome: Outcome | None
     bytes_before: int
     bytes_after: int
+    unrounded: tuple[str, ...] = ()
 
     @property
     def exact(self) -> bool:
-        """Whether every number is equal."""
-        return all(row.exact for row in self.rows)
+        """Whether every number is equal, and what is rounded while they run."""
+        return all(row.exact for row in self.rows) and not self.unrounded
 
 
 def convert(
@@ -154,15 +158,16 @@ def convert(
     check_files(network, engine, dtypes[0])
     choice = choose(network, engine, dtypes, settings.method, progress)
     engine.files.check(network, choice.formats, choice.dtype)
+    files, unrounded = _running(choice)
     if settings.strict:
-        _refuse_rounding(choice.rounded, engine, choice.dtype)
-    windows = _windows(choice, text, settings)
+        _refuse_rounding([*choice.rounded, *unrounded], engine, choice.dtype)
+    windows = _windows(choice, text, settings, changed=bool(unrounded))
     with _staged(place) as staged:
-        accounting = _write(choice, staged, progress)
+        accounting = _write(choice, files, staged, progress)
         written = load(staged)
         with progress.stage("reading back", written.source.stored_bytes) as advance:
             rows = rows_of(choice, written, advance)
-        exact = all(row.exact for row in rows)
+        exact = all(row.exact for row in rows) and not unrounded
         if settings.strict:
             _refuse_rounding([row.name for row in rows if not row.exact], engine, choice.dtype)
         kl = 0.0 if exact else _kl(network, written, windows, progress)
@@ -173,6 +178,7 @@ def convert(
             certificate=NONE if claim is None else CARRIED if exact else UNCERTIFIED,
             statement=claim.certificate.statement if claim is not None and exact else "",
             bytes_before=network.source.stored_bytes, bytes_after=artifact.size_on_disk(staged),
+            unrounded=unrounded,
         )  # fmt: skip
         record = _record(done, choice, written, claim)
         if is_file:
@@ -278,9 +284,25 @@ def _staged(out: Path) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def _write(choice: Choice, staged: Path, progress: Progress) -> Accounting:
+def _running(choice: Choice) -> tuple[Files, tuple[str, ...]]:
+    """Files that round while they run what the source rounds; and what it rounds that the engine cannot."""
+    found, engine = roundings_of(choice.network.source), choice.engine
+    if not isinstance(found, Activations) or not found:
+        return engine.files, ()
+    able = all(
+        site in choice.formats and not engine.refuses_input(choice.formats[site], rounds.format)
+        for site, rounds in found.inputs.items()
+    ) and all(both.keys.format in engine.caches for both in found.caches.values())
+    if able:
+        return rounding_files(engine.files).rounding(found), ()
+    labels = [rounds.format.label() for rounds in found.inputs.values()]
+    labels += [f"a cache in {both.keys.format.label()}" for both in found.caches.values()]
+    return engine.files, tuple(dict.fromkeys(labels))
+
+
+def _write(choice: Choice, files: Files, staged: Path, progress: Progress) -> Accounting:
     with progress.stage("writing", len(choice.network.source.tensors)) as advance:
-        accounting = choice.engine.files.write(
+        accounting = files.write(
             choice.network, choice.formats, choice.compressed, staged, dtype=choice.dtype,
             on_tensor=lambda _name, _bytes: advance(1),
         )  # fmt: skip
@@ -288,9 +310,9 @@ def _write(choice: Choice, staged: Path, progress: Progress) -> Accounting:
     return accounting
 
 
-def _windows(choice: Choice, text: str | Path | None, settings: Settings) -> Windows | None:
+def _windows(choice: Choice, text: str | Path | None, settings: Settings, *, changed: bool) -> Windows | None:
     """What changed files will be measured on, so that a text or tokenizer that is amiss is known before work."""
-    if not choice.rounded and not choice.may_cast:
+    if not choice.rounded and not choice.may_cast and not changed:
         return None
     return sample(text, choice.network, count=settings.windows, length=settings.length, split="selection")
 
@@ -317,6 +339,7 @@ def _record(done: Converted, choice: Choice, written: Network, claim: carry.Clai
         "engine": done.engine, "files": choice.engine.file_format, "dtype": done.dtype, "method": choice.method,
         "source": choice.network.source.description, "model": choice.network.source.fingerprint,
         "rows": [asdict(row) for row in done.rows], "totals": totals(done.rows), "exact": done.exact, "kl": done.kl,
+        "unrounded": list(done.unrounded),
         "numbers": numbers_hash(written, [row.name for row in done.rows]), "code": artifact.code_hash(),
     }  # fmt: skip
     if claim is not None:
