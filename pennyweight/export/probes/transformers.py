@@ -30,7 +30,8 @@ def main(path: str, tokens: str, out: str) -> None:
     model(input_ids=ids[:1, :2])  # weights are unpacked at the first call
     torch.nn.Module.float(model)  # transformers refuses its own of a quantized model
     loaded = time.perf_counter()
-    found = [model(input_ids=window[None], use_cache=False).logits[0].float().numpy() for window in ids]
+    keeps = bool(config.get("kv_cache_scheme"))  # keys and values are rounded in a cache alone
+    found = [model(input_ids=window[None], use_cache=keeps).logits[0].float().numpy() for window in ids]
     read, decoded = time.perf_counter(), min(32, ids.shape[1])
     cache = model(input_ids=ids[:1], use_cache=True).past_key_values
     first = time.perf_counter()
