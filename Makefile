@@ -35,7 +35,7 @@ format: $(STAMP)
 
 # Long: about two hours on two cores. The peers need environments of their own and two texts that are not in the project:
 # make bench TRAIN=train.txt TEST=test.txt, GGML=libggml-base.so for what llama.cpp's own quantizer gives, and
-# LLAMA=venv/bin/python, an interpreter with llama-cpp-python, for its logits on what we write
+# LLAMA=venv/bin/python, an interpreter with llama-cpp-python, for its logits on what we write; VLLM=, one with vLLM
 bench: $(STAMP)
 	$(BIN)/python benchmarks/linear.py
 	$(BIN)/python benchmarks/linear_kernels.py
@@ -68,7 +68,11 @@ ifneq ($(GGML),)
 endif
 ifneq ($(LLAMA),)
 	$(BIN)/python benchmarks/llama_cpp.py --model build/model --python $(LLAMA) --windows 2
-	$(BIN)/python benchmarks/engines.py --model build/model --python $(LLAMA)
+	$(BIN)/python benchmarks/engines.py --model build/model --calibration $(TRAIN) --test $(TEST) --python $(LLAMA)
+	$(BIN)/python benchmarks/same_codes.py --model build/model --calibration $(TRAIN) --python $(LLAMA)
+endif
+ifneq ($(VLLM),)
+	$(BIN)/python benchmarks/vllm_files.py --model build/model --test $(TEST) --python $(VLLM)
 endif
 endif
 

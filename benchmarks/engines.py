@@ -90,13 +90,24 @@ def plan_of(network: Network, engine: str, layers: str, tables: str, dtype: str,
 
 def loss(engine: Engine, files: Path, test: torch.Tensor, before: torch.Tensor, pythons: list[Path]) -> float:
     """KL in nats a token of what the engine makes of files."""
+    found = theirs(engine, files, test, pythons)
+    assert isinstance(found, torch.Tensor), found
+    return scoring.kl(before, found)
+
+
+def theirs(engine: Engine, files: Path, tokens: torch.Tensor, pythons: list[Path]) -> torch.Tensor | str:
+    """Logits of an engine; or the end of what it said, where it gave none."""
     with tempfile.TemporaryDirectory() as temporary:
-        tokens, logits = Path(temporary) / "tokens.npy", Path(temporary) / "logits.npz"
-        np.save(tokens, test.numpy().astype(np.int32))
-        probe = [str(FOLDER / engine.probe), str(files), str(tokens), str(logits)]
-        subprocess.run([str(having(engine, pythons)), *probe], check=True)
+        given, logits = Path(temporary) / "tokens.npy", Path(temporary) / "logits.npz"
+        np.save(given, tokens.numpy().astype(np.int32))
+        probe = [str(FOLDER / engine.probe), str(files), str(given), str(logits)]
+        ended = subprocess.run([str(having(engine, pythons)), *probe], capture_output=True, text=True, check=False)
+        if not logits.exists():
+            return (
+                "; ".join(line for line in ended.stderr.splitlines() if "Error" in line)[-300:] or ended.stderr[-300:]
+            )
         with np.load(logits) as found:
-            return scoring.kl(before, torch.from_numpy(found["logits"]))
+            return torch.from_numpy(found["logits"])
 
 
 def lines(row: dict[str, Any]) -> list[dict[str, Any]]:
