@@ -177,11 +177,9 @@ def _engine(place: Path, name: str | None) -> Engine:
     row = find(name)
     if not row.probe:
         able = [engine.name for engine in ENGINES if engine.probe]
-        same = [engine.name for engine in ENGINES if engine.probe and engine.file_format == row.file_format]
         raise UnknownName(
             f"{row.name} cannot be run by us yet", expected=f"one of {', '.join(able)}",
-            mend=f"--engine {same[0]} reads the same files" if same else "load it by hand",
-            site="check",
+            mend="load it by hand", site="check",
         )  # fmt: skip
     return row
 

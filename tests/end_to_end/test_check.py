@@ -122,8 +122,7 @@ def test_what_is_missing_is_said_before_any_work(gguf: Path, outcome: Outcome, t
         check(gguf, text=text)
     assert "llama-cpp-python==" in error.value.expected
     assert "--allow-network" in error.value.mend
-    with pytest.raises(UnknownName, match="vllm") as refused:
-        check(outcome.out, engine="vllm")
-    assert "--engine transformers" in refused.value.mend
+    with pytest.raises(UnknownName, match="pytorch cannot be run"):
+        check(outcome.out, engine="pytorch")
     with pytest.raises(MissingFile, match="no GGUF file"):
         check(outcome.out, engine="llama.cpp")

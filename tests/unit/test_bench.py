@@ -116,8 +116,8 @@ def test_names_and_interpreters(tmp_path: Path) -> None:
     assert chosen(["all"]) == ("pennyweight", "dense", *(engine.name for engine in ENGINES if engine.probe))
     assert "onnxruntime" in chosen(["all"])
     assert chosen(["llama.cpp", "dense"]) == ("dense", "llama.cpp")
-    with pytest.raises(UnknownName, match="vllm"):
-        chosen(["vllm"])
+    with pytest.raises(UnknownName, match="vlm"):
+        chosen(["vlm"])
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nexit 0\n")
     python.chmod(0o755)

@@ -38,7 +38,7 @@ model = GPTQModel.load("{path}", dtype=torch.float16)
 VLLM_GPTQ = Engine(
     name="vllm-gptq",
     file_format="gptq",
-    checked_with={"vllm": "0.33.0"},
+    checked_with={"vllm": "0.32.0"},
     evidence="read",
     reads=Grids(bits=frozenset({4, 8}), asymmetric_bits=frozenset(), group_sizes=frozenset({32, 64, 128})),
     dtypes=frozenset({"float16"}),
@@ -53,4 +53,6 @@ VLLM_GPTQ = Engine(
 # pip install vllm
 vllm serve "{path}"
 """,
+    probe="vllm.py",
+    modules=("vllm",),
 )
