@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import pennyweight as pw
+from pennyweight.errors import PennyweightError
 from pennyweight.export.engines import ENGINES
 from pennyweight.flow.bench.bench import bench
 from pennyweight.flow.check import check
@@ -81,7 +82,7 @@ def tried(small: Path, engine: str, work: Path, arguments: argparse.Namespace) -
             out, engines=("pennyweight", engine), pythons=[python] if python else [], reference=arguments.model,
             batches=[1], prompt=128, written=32, repeats=arguments.repeats, threads=1,
         )  # fmt: skip
-    except pw.PennyweightError as error:
+    except PennyweightError as error:
         return {"loaded": False, "said": str(error)}
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return {**found, "exact": exact, "tensors": tensors, "kl_of_conversion": kl, "bytes": size, "times": asdict(timed)}
