@@ -140,6 +140,10 @@ def listing(value: Mapping[str, Any]) -> None:
             table.add_row(*(str(row[column]) for column in columns))
         console.print(table)
         console.print()
+    for row in value["engines"]:
+        if row["rounds"]:
+            caches = f"; keys and values in {', '.join(row['caches'])}" if row["caches"] else ""
+            console.print(f"{row['name']} also rounds what layers read: {', '.join(row['rounds'])}{caches}\n")
 
 
 def checked(found: Checked, within: float) -> None:

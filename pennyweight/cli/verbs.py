@@ -203,7 +203,17 @@ def listing(arguments: Namespace) -> int:
     value = {
         "methods": methods,
         "formats": [{"name": kind.name, "what": (kind.__doc__ or "").splitlines()[0]} for kind in FORMATS],
-        "engines": [{"name": e.name, "files": e.file_format, "checked": e.version, "how": e.evidence} for e in ENGINES],
+        "engines": [
+            {
+                "name": e.name,
+                "files": e.file_format,
+                "checked": e.version,
+                "how": e.evidence,
+                "rounds": [f"{w.label()} | {i.label()}" for one in e.rounds for w in one.weights for i in one.inputs],
+                "caches": [cache.label() for cache in e.caches],
+            }
+            for e in ENGINES
+        ],
     }
     if arguments.json:
         print_json(value)

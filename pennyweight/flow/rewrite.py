@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pennyweight import catalogue
 from pennyweight.corpus import Windows
-from pennyweight.errors import MissingStatistics, NotEquivalent
+from pennyweight.errors import InvalidModel, MissingStatistics, NotEquivalent
 from pennyweight.flow.journal import Journal
 from pennyweight.flow.observe import observe
 from pennyweight.flow.progress import QUIET, Progress
@@ -23,6 +23,7 @@ from pennyweight.network.changing.rebuild import Rebuilt
 from pennyweight.network.finding.symmetry import Symmetry
 from pennyweight.network.finding.trace import symmetries_of
 from pennyweight.network.network import Network
+from pennyweight.network.running.rounding import roundings_of
 from pennyweight.network.running.run import change, outputs
 from pennyweight.numerics.random import stream
 from pennyweight.statistics import Statistics
@@ -69,8 +70,15 @@ def rewrite(
         MissingStatistics: a method needs calibration data and none was given.
         InvalidTransform: an edge does not let a transform through.
         NotEquivalent: the network's function changed by more than rounding explains.
+        InvalidModel: its files say that activations are rounded.
     """
     found = check_rewrites(methods, calibrated=calibration is not None)
+    if found and roundings_of(network.source):
+        raise InvalidModel(
+            "its files round what layers read, over ranges that a change of basis moves",
+            expected="a model before activations were rounded", mend="rewrite that one, then round",
+            site=str(network.source.path),
+        )  # fmt: skip
     network = _once(network) if found else network
     original, steps = network, list[Step]()
     first: Tensor | None = None

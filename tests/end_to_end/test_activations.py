@@ -11,13 +11,14 @@ from end_to_end import world
 import pennyweight as pw
 from pennyweight.budget import Budget
 from pennyweight.cli import main
-from pennyweight.errors import InvalidFormat, InvalidMethod, InvalidPlan
+from pennyweight.errors import InvalidFormat, InvalidMethod, InvalidModel, InvalidPlan
 from pennyweight.flow.compress import compress
 from pennyweight.flow.converting.convert import Settings as Conversion
 from pennyweight.flow.converting.convert import convert
 from pennyweight.flow.delivery import Outcome
 from pennyweight.flow.load import load
 from pennyweight.flow.make_plan import check_plan
+from pennyweight.flow.rewrite import rewrite
 from pennyweight.flow.rounding import damages, fit
 from pennyweight.flow.settings import Settings
 from pennyweight.formats.passing import Static
@@ -116,6 +117,11 @@ def test_converting_keeps_roundings_or_says_that_they_are_gone(rounded: Outcome,
     assert gone.kl > 0
     with pytest.raises(InvalidFormat, match="int8 tensor asym"):
         convert(rounded.out, tmp_path / "strict", to="dense", settings=Conversion(strict=True))
+
+
+def test_rounded_files_are_not_rewritten(rounded: Outcome) -> None:
+    with pytest.raises(InvalidModel, match="round what layers read"):
+        rewrite(load(rounded.out), ["fold_norms"])
 
 
 def test_settings_that_no_engine_has() -> None:
