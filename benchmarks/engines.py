@@ -33,7 +33,7 @@ ROWS = (  # layers, tables, type of what stays dense
     ("transformers", "gptq int4 g64 sym bfloat16", "", "bfloat16"),
     ("llama.cpp", "gptq q4_0", "round_to_nearest q8_0", "float16"),
     ("onnxruntime", "gptq int4 g32 sym", "round_to_nearest int4 g32 asym", "float16"),
-    ("onnxruntime-int8", "gptq int4 g32 sym", "round_to_nearest int4 g32 asym", "float16"),
+    ("onnxruntime-int8", "gptq int4 g64 sym", "round_to_nearest int4 g64 asym", "float16"),
     ("openvino", "gptq int4 g64 sym", "round_to_nearest int8 row sym", "float16"),
 )  # fmt: skip
 
@@ -53,7 +53,8 @@ def main() -> None:
     network = pw.load(arguments.model)
     calibration = pw.sample(arguments.calibration, network, count=64, length=256, seed=arguments.seed)
     test = pw.sample(arguments.test, network, count=arguments.windows, length=256, seed=arguments.seed).ids
-    before, rows = scoring.ours(network, test), list[dict[str, Any]]()
+    before, settings = scoring.ours(network, test), {"seed": arguments.seed, "windows": arguments.windows}
+    rows = machine.kept("engines", settings, lambda row: row["for"] in arguments.engines.split(","))
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         statistics = pw.collect(network, calibration, work=work / "statistics")
@@ -76,7 +77,12 @@ def main() -> None:
                     engine, engine.files.handed(folder), test, before, arguments.python
                 )
             rows.append({"for": name, "layers": layers, "tables": tables, "losses": losses, **asdict(found)})
-            print(machine.write("engines", {**machine.facts(arguments.seed), "rows": rows}), name, losses, flush=True)
+            print(
+                machine.write("engines", {**machine.facts(arguments.seed), **settings, "rows": rows}),
+                name,
+                losses,
+                flush=True,
+            )
     scoring.show([line for row in rows for line in lines(row)])
 
 
