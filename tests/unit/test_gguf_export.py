@@ -52,13 +52,14 @@ ROPE = {
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", **SHAPE, "tie_word_embeddings": False},
     "llama3": {"model_type": "llama", **SHAPE, "tie_word_embeddings": True, "rope_parameters": ROPE},
+    "mistral": {"model_type": "mistral", **SHAPE, "sliding_window": None, "tie_word_embeddings": False},
     "qwen2": {"model_type": "qwen2", **SHAPE, "tie_word_embeddings": True},
     "qwen3": {"model_type": "qwen3", **SHAPE, "head_dim": 32, "tie_word_embeddings": False},
     "gemma": {"model_type": "gemma", **SHAPE, "head_dim": 16, "tie_word_embeddings": True},
     "gemma2": {"model_type": "gemma2", **SHAPE, **GEMMA},
     "gemma3": {"model_type": "gemma3_text", **SHAPE, **GEMMA, "num_hidden_layers": 7},
 }  # fmt: skip
-ARCHITECTURES = {"llama3": "LLAMA"}
+ARCHITECTURES = {"llama3": "LLAMA", "mistral": "LLAMA"}
 
 
 def words(**options: Any) -> Tokenizer:
@@ -174,7 +175,7 @@ def test_every_family_under_the_names_of_the_gguf_package(
             weight = weight + 1
             assert row.action == "transformed"
         heads = {"self_attn.q_proj": 4, "self_attn.k_proj": 2}.get(stem.split(".", 3)[-1])
-        if heads and name.startswith("llama"):
+        if heads and name.startswith(("llama", "mistral")):
             weight = rotated(weight, heads)
         assert torch.equal(found[theirs].reshape(weight.shape), weight), row.name
     extra = {"rope_freqs.weight"} if name == "llama3" else set()
@@ -424,7 +425,7 @@ def surrounded() -> Tokenizer:
         (splitting(pre_tokenizers.Split(Regex("x"), "removed"), BYTES), {}, "options of its own"),
         (splitting(pre_tokenizers.Digits(individual_digits=False), WORDS), {}, "by Digits"),
         (splitting(pre_tokenizers.Metaspace()), {}, "by Metaspace"),
-        (words(), {"byte_fallback": True}, "over characters"),
+        (words(), {"byte_fallback": True}, "splits text by ByteLevel"),
         (words(), {"end_of_word_suffix": "</w>"}, "end_of_word_suffix"),
         (lowercase(), {}, "normalizes text"),
         (surrounded(), {}, "tokens of its own around"),
@@ -452,7 +453,8 @@ def test_more_tokens_than_rows() -> None:
         ({"attention_bias": True}, "attention_bias is True"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, r"scaled \(linear\)"),
-        ({"model_type": "mistral", "sliding_window": 16}, "models of type mistral"),
+        ({"model_type": "mistral", "sliding_window": 16}, "sliding_window is 16"),
+        ({"model_type": "phi3"}, "models of type phi3"),
         ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 16}, "use_sliding_window is True"),
         ({"model_type": "gemma2", **GEMMA, "query_pre_attn_scalar": 20}, "query_pre_attn_scalar is 20"),
         ({"model_type": "gemma2", **GEMMA, "attn_logit_softcapping": None}, "attn_logit_softcapping is not set"),

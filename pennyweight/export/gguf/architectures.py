@@ -104,10 +104,10 @@ class Architecture:
 PLAIN = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "use_sliding_window": False}
 GEMMA = {"attention_bias": False, "use_bidirectional_attention": False}
 QKV = frozenset({"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"})
+ROTARY = frozenset({"self_attn.q_proj", "self_attn.k_proj"})
 ARCHITECTURES = {
-    "llama": Architecture(
-        name="llama", rotary_pairs=frozenset({"self_attn.q_proj", "self_attn.k_proj"}), required=PLAIN
-    ),
+    "llama": Architecture(name="llama", rotary_pairs=ROTARY, required=PLAIN),
+    "mistral": Architecture(name="llama", rotary_pairs=ROTARY, required={**PLAIN, "sliding_window": None}),
     "qwen2": Architecture(name="qwen2", biases=QKV, required=PLAIN),
     "qwen3": Architecture(name="qwen3", block={**BLOCK, **HEAD_NORMS}, required=PLAIN),
     "gemma": Architecture(

@@ -94,6 +94,11 @@ def int32s(values: Sequence[int]) -> bytes:
     return struct.pack(f"<IIQ{len(values)}i", ARRAY, I32, len(values), *values)
 
 
+def floats(values: Sequence[float]) -> bytes:
+    """A list of numbers in float32."""
+    return struct.pack(f"<IIQ{len(values)}f", ARRAY, F32, len(values), *values)
+
+
 def _text(value: str) -> bytes:
     data = value.encode()
     return struct.pack("<Q", len(data)) + data

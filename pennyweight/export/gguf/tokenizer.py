@@ -1,4 +1,4 @@
-"""The tokenizer's key-values: byte-level BPE out of tokenizer.json, or those of a GGUF file as they are.
+"""The tokenizer's key-values: BPE over bytes or characters out of tokenizer.json, or those of a GGUF file as they are.
 
 Source: llama.cpp, `conversion/base.py` (what its converter writes) and `src/llama-vocab.cpp` (what its code splits text
 by). It has no general pre-tokenizer: each way to split is built in under a name. The converter finds the name by a hash
@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer
 
 from pennyweight.errors import InvalidModel
+from pennyweight.export.gguf import sentencepiece
+from pennyweight.export.gguf.sentencepiece import is_sentencepiece
 from pennyweight.export.gguf.stream import flag, int32s, string, strings, u32
 from pennyweight.network.sources.gguf import GGUFSource
 from pennyweight.network.sources.source import Derived, Source
@@ -62,7 +64,8 @@ def tokenizer_values(source: Source, tokens: int) -> dict[str, bytes]:
         return {key: value for key, value in file.key_values().items() if key.startswith("tokenizer.")}
     tokenizer = load_tokenizer(source)
     data = json.loads(tokenizer.to_str())
-    name = _name_of(data, source)
+    pieces = is_sentencepiece(data)
+    name = "" if pieces else _name_of(data, source)
     model = data["model"]
     words: dict[int, tuple[str, int]] = {number: (token, NORMAL) for token, number in model["vocab"].items()}
     for added in data["added_tokens"]:
@@ -70,6 +73,11 @@ def tokenizer_values(source: Source, tokens: int) -> dict[str, bytes]:
         words[added["id"]] = (added["content"], kind)
     if (most := max(words)) >= tokens:
         raise _refusal(f"token {most} of an embedding table of {tokens}", "a row for every token", source)
+    if pieces:
+        found = sentencepiece.values(data, tokenizer, words, tokens, UNUSED)
+        if isinstance(found, str):
+            raise _refusal(found, "pieces joined by rank, blanks written as pieces, and nothing else", source)
+        return {**found, **_special(source, tokenizer), **_template(source)}
     listed = [words.get(number, (f"[PAD{number}]", UNUSED)) for number in range(tokens)]
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     return {
@@ -92,9 +100,8 @@ def gguf_of(source: Source) -> GGUFSource | None:
 
 def _name_of(data: Mapping[str, Any], source: Source) -> str:
     model = data["model"]
-    if model["type"] != "BPE" or model.get("byte_fallback"):
-        kind = "BPE over characters" if model["type"] == "BPE" else model["type"]
-        raise _refusal(f"its tokenizer is {kind}", "byte-level BPE", source)
+    if model["type"] != "BPE":
+        raise _refusal(f"its tokenizer is {model['type']}", "BPE over bytes, or over characters with bytes", source)
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
             raise _refusal(f"its tokenizer sets {option}", "plain byte-level BPE", source)
