@@ -1,8 +1,8 @@
 """One solution, many files: int8, int4 and a mixture by GPTQ, converted for every engine and run there.
 
-    python benchmarks/same_codes.py --model DIR --calibration TRAIN.txt --python VENV/bin/python
+    python benchmarks/same_codes.py --model DIR --calibration TRAIN.txt --python VENV/bin/python [...]
 
-DIR holds the model of benchmarks/peer_scripts/make_model.py; VENV has llama-cpp-python. Each plan is carried out once,
+DIR holds the model of benchmarks/peer_scripts/make_model.py; the interpreters have engines that this one has not. Each plan is carried out once,
 for transformers, in groups of 32 with float16 scales, which every engine can hold. Its files are converted for the
 others; a row says how many tensors kept every number, whether the engine loads the files, how far its logits are from
 ours (what it rounds besides), and what it takes in memory and time, one thread, in turn with the others of its plan.
@@ -20,8 +20,9 @@ from rich.table import Table
 
 import pennyweight as pw
 from pennyweight.errors import PennyweightError
-from pennyweight.export.engines import ENGINES
+from pennyweight.export.engines import ENGINES, find
 from pennyweight.flow.bench.bench import bench
+from pennyweight.flow.bench.contenders import having
 from pennyweight.flow.check import check
 from pennyweight.flow.converting.convert import convert
 from pennyweight.plan import Plan, Step
@@ -37,7 +38,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--calibration", type=Path, required=True)
-    parser.add_argument("--python", type=Path, required=True)
+    parser.add_argument("--python", type=Path, nargs="+", required=True)
+    parser.add_argument("--engines", default=",".join(row.name for row in ENGINES if row.probe))
     parser.add_argument("--plans", default=",".join(PLANS))
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
@@ -51,7 +53,7 @@ def main() -> None:
         for name in arguments.plans.split(","):
             small = Path(work) / name
             pw.apply(plan_of(network, PLANS[name], arguments.seed), network, statistics, out=small)
-            for engine in (row.name for row in ENGINES if row.probe):
+            for engine in arguments.engines.split(","):
                 rows.append({"plan": name, "engine": engine, **tried(small, engine, Path(work), arguments)})
                 print({key: value for key, value in rows[-1].items() if key != "times"}, flush=True)
                 machine.write("same_codes", {**machine.facts(arguments.seed), "rows": rows})
@@ -70,7 +72,7 @@ def plan_of(network: pw.Network, steps: tuple[str, str], seed: int) -> Plan:
 
 def tried(small: Path, engine: str, work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Convert, load, compare, time."""
-    python = arguments.python if engine == "llama.cpp" else None
+    python = having(find(engine), arguments.python)
     try:
         out, exact, tensors, kl = small, None, None, 0.0
         if engine != HERE:
@@ -79,7 +81,7 @@ def tried(small: Path, engine: str, work: Path, arguments: argparse.Namespace) -
             exact, tensors = sum(row.exact for row in made.rows), len(made.rows)
         found = asdict(check(out, engine=engine, python=python, windows=arguments.windows, length=128))
         timed = bench(
-            out, engines=("pennyweight", engine), pythons=[python] if python else [], reference=arguments.model,
+            out, engines=("pennyweight", engine), pythons=arguments.python, reference=arguments.model,
             batches=[1], prompt=128, written=32, repeats=arguments.repeats, threads=1,
         )  # fmt: skip
     except PennyweightError as error:
