@@ -2,10 +2,11 @@
 
     python benchmarks/same_codes.py --model DIR --calibration TRAIN.txt --python VENV/bin/python [...]
 
-DIR holds the model of benchmarks/peer_scripts/make_model.py; the interpreters have engines that this one has not. Each plan is carried out once,
-for transformers, in groups of 32 with float16 scales, which every engine can hold. Its files are converted for the
-others; a row says how many tensors kept every number, whether the engine loads the files, how far its logits are from
-ours (what it rounds besides), and what it takes in memory and time, one thread, in turn with the others of its plan.
+DIR holds the model of benchmarks/peer_scripts/make_model.py; the interpreters have engines that this one has not. Each
+plan is carried out once, for transformers, in groups of 32 with float16 scales, which every engine can hold. Its files
+are converted for the others; a row says how many tensors kept every number, whether the engine loads the files, how far
+its logits are from ours (what it rounds besides), and what it takes in memory and time, one thread, in turn with our
+own run-time.
 """
 
 import argparse
