@@ -55,7 +55,6 @@ RECIPES = list(itertools.product(*FACTORS.values()))
 SEARCHES = {
     "random": replay.random, "grid": replay.grid, "genetic": replay.genetic,
     "quantune": replay.method(Quantune(trials=len(RECIPES))),
-    "quantune, first 8": replay.method(Quantune(trials=len(RECIPES), first=8)),
     "quantune, first 8, batch 4": replay.method(Quantune(trials=len(RECIPES), first=8, batch=4)),
 }  # fmt: skip
 GOALS = {
