@@ -1,6 +1,6 @@
 """SimQ-NAS against NSGA-II alone and random choices: the front of loss and bytes after equally many measurements.
 
-    python benchmarks/fronts.py [--trials 250] [--seeds 5]
+    python benchmarks/fronts.py [--trials 250] [--seeds 3]
 
 The ResNet of benchmarks/any_module.py, trained on drawn shapes; every layer may become int2 to int8 by GPTQ, a scale a
 row. All three start with the solution by prediction (everything at eight bits, for nothing limits it), the cheapest
@@ -103,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--trials", type=int, default=250)
     parser.add_argument("--items", type=int, default=1000)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     from resnet_widths import Pictures, prepared
 
