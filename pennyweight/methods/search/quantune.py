@@ -8,9 +8,12 @@ are the level of every group and, by kind of layer, the share of each level, wit
 scikit-learn's. Nothing is taken over from other networks. From the abstract and general knowledge of the paper: its
 shares of exploration and sizes of trees are not known to us.
 
-When: options do not add up at all, as with recipes (calibration, clipping, granularity) in place of widths. Cost:
-`trials` times `tokens`. Known failures: with a hundred groups trees need hundreds of measurements to learn what a
-prediction of damages says beforehand; `thompson` starts from that.
+When: options do not add up at all, as with recipes (calibration, clipping, granularity) in place of widths. Of 144
+recipes of a ResNet at 3 bits, one is within 0.1 points of the best accuracy: it is found after 23 trials (means of 100
+replays; 20 with `first=8, batch=4`), by genetic search after 31, at random after 66, by nested loops after 76. Where 12
+are good enough, within a point, it needs 10 and so does chance (`benchmarks/results/quantune_cnn.json`). Cost: `trials`
+times `tokens`. Known failures: with a hundred groups trees need hundreds of measurements to learn what a prediction of
+damages says beforehand; `thompson` starts from that.
 """
 
 from __future__ import annotations
