@@ -8,9 +8,11 @@ evolved are options of groups and not a network's shape; the first population ha
 prediction and the cheapest choice among them, because predictors say little beyond what they saw.
 
 When: several things are to be small and no limit says how they trade: what was measured (the study) then spans a front,
-and a smaller choice of it can be taken. Cost: `trials` times `tokens`, and a second or so between two populations.
-Known failures: for one limit it measures much that is far below it; `thompson` spends all of it at the limit, and
-starts from predicted damages.
+and a smaller choice of it can be taken. On a ResNet, widths of ten layers, 100 trials span more of log KL times bytes
+than 250 of NSGA-II alone or at random: .968 of all that is known, .957 and .960 (means of three seeds;
+`benchmarks/results/fronts.json`). Cost: `trials` times `tokens`, and a second or so between two populations. Known
+failures: for one limit it measures much that is far below it; `thompson` spends all of it at the limit, and starts from
+predicted damages.
 """
 
 from __future__ import annotations
