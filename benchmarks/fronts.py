@@ -3,7 +3,7 @@
     python benchmarks/fronts.py [--trials 250] [--seeds 3]
 
 The ResNet of benchmarks/any_module.py, trained on drawn shapes; every layer may become int2 to int6 or int8 by GPTQ, a
-scale a row. All three start with the solution by prediction (everything at eight bits, for nothing limits it), the cheapest
+scale a row. All three start with the solution by prediction (eight bits everywhere, nothing limits it), the cheapest
 choice, and random ones of all sizes. The hypervolume is the area between what was measured and 1 nat at the bytes of
 the largest choice, as a share of that of the front of everything that anybody measured; once with KL as it is and once
 with its logarithm, from a ten-thousandth of a nat.
