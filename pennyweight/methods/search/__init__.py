@@ -3,6 +3,7 @@
 from pennyweight.methods.search.evopress import EvoPress
 from pennyweight.methods.search.quantune import Quantune
 from pennyweight.methods.search.random_search import RandomSearch
+from pennyweight.methods.search.simq_nas import SimQNAS
 from pennyweight.methods.search.surrogate import Surrogate
 from pennyweight.methods.search.thompson import Thompson
 
@@ -10,7 +11,8 @@ METHODS = (
     EvoPress,
     Quantune,
     RandomSearch,
+    SimQNAS,
     Thompson,
 )
 
-__all__ = ["METHODS", "EvoPress", "Quantune", "RandomSearch", "Surrogate", "Thompson"]
+__all__ = ["METHODS", "EvoPress", "Quantune", "RandomSearch", "SimQNAS", "Surrogate", "Thompson"]

@@ -29,7 +29,9 @@ from pennyweight.network.finding.watch import (
 from pennyweight.numerics.linear import ONEDNN
 
 LAYERS = LINEAR | ({torch.ops.mkldnn._linear_pointwise} if ONEDNN else set())
-ROWS = 256  # of an activation that are kept as they are, evenly spread over the first passes
+ROWS = 256  # of an activation that are kept as they are, spread over the first passes
+PASS = 32  # of one pass
+GOLDEN = (5**0.5 - 1) / 2
 
 
 class Seen:
@@ -57,8 +59,20 @@ class Seen:
             self.gram += x.T @ x
         held = sum(map(len, self.rows))
         if held < ROWS:
-            self.rows.append(x[:: max(1, len(x) // 32)][: ROWS - held].clone())
+            self.rows.append(x[spread(len(x), held)][: ROWS - held])
         self.count += len(x)
+
+
+def spread(count: int, before: int) -> Tensor:
+    """Places of some of `count` rows, going on from those `before`.
+
+    Multiples of the golden ratio have no period. Even strides have one, and where it is that of the batch, of every
+    picture the same corner is seen, and of every text the first token.
+    """
+    if count <= PASS:
+        return torch.arange(count)
+    share = torch.arange(before, before + PASS, dtype=torch.float64) * GOLDEN % 1
+    return (share * count).long()
 
 
 class Observing(TorchFunctionMode):

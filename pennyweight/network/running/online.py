@@ -20,7 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
 from pennyweight.errors import InvalidModel
-from pennyweight.network.finding.watch import ADDED, GROUPED, PRODUCTS, transparent
+from pennyweight.network.finding.watch import ADDED, CONVOLUTIONS, GROUPED, PRODUCTS, transparent
 from pennyweight.network.running.observe import LAYERS
 from pennyweight.numerics.hadamard import transform
 
@@ -49,9 +49,10 @@ def online(
 
     Args:
         model: run it inside the context, as often as needed.
-        rotations: by the name of a site, such as `model.layers.0.mlp.down_proj`; `identity` only rounds it.
+        rotations: by the name of a site, such as `model.layers.0.mlp.down_proj`; `identity` only rounds it, and is
+            all that a convolution takes.
         attention: turns queries and keys where they meet, if their product is PyTorch's scaled_dot_product_attention.
-        round_inputs: applied to what a named site reads, after its rotation.
+        round_inputs: applied to what a named site reads, channels last, after its rotation.
         round_weights: applied to the weight of a named site, after its rotation; once for each.
         round_keys: applied to keys, after their rotation.
         round_probabilities: applied to what the softmax of attention gives, before it meets the values; attention is
@@ -76,7 +77,8 @@ def online(
     if missing or ((attention or round_probabilities) and not mode.attended):
         raise InvalidModel(
             f"{missing[0] if missing else 'attention'} was never seen to multiply anything: nothing was changed there",
-            expected="linear layers, and attention by torch.nn.functional.scaled_dot_product_attention",
+            expected="layers, convolutions that are not turned, and attention by "
+            "torch.nn.functional.scaled_dot_product_attention",
             mend="attn_implementation='sdpa', and sites that the inputs reach; leave the others out",
             site=type(model).__name__,
         )  # fmt: skip
@@ -105,6 +107,8 @@ class _Online(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is QUERIES_AND_KEYS and (self._attention or self._round_keys or self._round_probabilities):
             return self._attend(*args, **kwargs)
+        if func in CONVOLUTIONS:
+            return self._convolve(func, args, kwargs)
         first = 1 if func in ADDED else 0
         if func in LAYERS or func in PRODUCTS or func in GROUPED or func in ADDED:
             given = list(args)
@@ -118,6 +122,16 @@ class _Online(TorchFunctionMode):
                 given[first + 1] = self._weight(site, weight, rows=func in LAYERS)
             args = tuple(given)
         return func(*args, **kwargs)
+
+    def _convolve(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """A convolution whose input and kernel are rounded, channels last; one that is to be turned is left alone."""
+        given = dict(zip(("input", "weight"), args, strict=False)) | kwargs
+        site = self._named.get(given["weight"].untyped_storage().data_ptr())
+        if site is not None and self._rotations[site] is identity:
+            channels = -1 - CONVOLUTIONS[func]
+            given["input"] = self._input(site, given["input"].movedim(channels, -1)).movedim(-1, channels)
+            given["weight"] = self._weight(site, given["weight"].movedim(1, -1), rows=True).movedim(-1, 1)
+        return func(given.pop("input"), given.pop("weight"), *args[2:], **given)
 
     def _input(self, site: str, x: Tensor) -> Tensor:
         self.seen.add(site)
