@@ -48,16 +48,18 @@ def main() -> None:
     arguments = parser.parse_args()
     network = pw.load(arguments.model)
     calibration = pw.sample(arguments.calibration, network, count=64, length=256, seed=arguments.seed)
-    rows: list[dict[str, Any]] = []
+    asked, settings = arguments.engines.split(","), {"seed": arguments.seed, "windows": arguments.windows}
+    plans = arguments.plans.split(",")
+    rows = machine.kept("same_codes", settings, lambda row: row["plan"] in plans and row["engine"] in asked)
     with tempfile.TemporaryDirectory() as work:
         statistics = pw.collect(network, calibration, work=Path(work) / "statistics")
-        for name in arguments.plans.split(","):
+        for name in plans:
             small = Path(work) / name
             pw.apply(plan_of(network, PLANS[name], arguments.seed), network, statistics, out=small)
-            for engine in arguments.engines.split(","):
+            for engine in asked:
                 rows.append({"plan": name, "engine": engine, **tried(small, engine, Path(work), arguments)})
                 print({key: value for key, value in rows[-1].items() if key != "times"}, flush=True)
-                machine.write("same_codes", {**machine.facts(arguments.seed), "rows": rows})
+                machine.write("same_codes", {**machine.facts(arguments.seed), **settings, "rows": rows})
     show(rows)
 
 

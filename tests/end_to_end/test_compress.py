@@ -166,7 +166,8 @@ def test_vllm_contract(for_vllm: Outcome) -> None:
     engine, config = find("vllm"), json.loads((for_vllm.out / "config.json").read_text())
     groups = config["quantization_config"]["config_groups"].values()
     assert groups
-    assert {group["weights"]["num_bits"] for group in groups} <= engine.reads.bits | engine.reads.asymmetric_bits
+    grids = engine.reads.contracts[0]
+    assert {group["weights"]["num_bits"] for group in groups} <= grids.bits | grids.asymmetric_bits
     assert {group["weights"]["group_size"] for group in groups} <= {32, 64, 128, None}
     of = {name: i for i, group in enumerate(groups) for name in group["targets"]}
     for block in range(2):

@@ -185,6 +185,9 @@ def llama_decode(settings, batch):
     log.flush()
     return 0
 def llama_model_quantize(before, after, settings):
+    refused = {log!r} + " refuses"
+    if os.path.exists(refused) and open(refused).read() in ("all", list(SIZES)[settings.ftype]):
+        return 1
     assert open(before.decode(), "rb").read(4) == b"GGUF"
     with open(after.decode(), "wb") as file:
         file.truncate(list(SIZES.values())[settings.ftype])
@@ -226,11 +229,29 @@ def test_an_engines_own_rounding_is_the_one_of_the_nearest_size(
     size: int, kind: str, llama: Path, llama_directory: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("gguf")
-    shutil.copytree(llama_directory, tmp_path / "model")
-    tokenizer = byte_tokenizer()  # split as llama.cpp knows it
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.save(str(tmp_path / "model" / "tokenizer.json"))
+    model = with_words(llama_directory, tmp_path)
     (tmp_path / "work").mkdir()
-    found, folder = own(load(tmp_path / "model"), find("llama.cpp"), llama, size, tmp_path / "work")
+    found, folder = own(load(model), find("llama.cpp"), llama, size, tmp_path / "work")
     assert found == kind
     assert [path for path in (tmp_path / "work").rglob("*") if path.is_file()] == [folder / "model.gguf"]
+
+
+def test_a_kind_that_does_not_fit_is_passed_over(llama: Path, llama_directory: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    model, refuses = with_words(llama_directory, tmp_path), tmp_path / "log refuses"
+    refuses.write_text("Q5_0")
+    (tmp_path / "work").mkdir()
+    assert own(load(model), find("llama.cpp"), llama, 7600, tmp_path / "work")[0] == "Q5_K_M"
+    refuses.write_text("all")
+    (tmp_path / "again").mkdir()
+    with pytest.raises(EngineFailed, match="its quantizer failed: Q8_0"):
+        own(load(model), find("llama.cpp"), llama, 7600, tmp_path / "again")
+
+
+def with_words(directory: Path, place: Path) -> Path:
+    """A copy whose tokenizer splits text as llama.cpp knows it."""
+    shutil.copytree(directory, place / "model")
+    tokenizer = byte_tokenizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.save(str(place / "model" / "tokenizer.json"))
+    return place / "model"

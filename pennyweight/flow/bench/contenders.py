@@ -129,18 +129,19 @@ def having(row: Engine, pythons: Sequence[Path]) -> Path | None:
 def own(network: Network, row: Engine, python: Path, size: int, work: Path) -> tuple[str, Path]:
     """The engine's own rounding that comes nearest to a size in bytes, by its own quantizer.
 
-    Of files with codes it rounds those once more: for times, not for what it computes.
+    Of files with codes it rounds those once more: for times, not for what it computes. A type that does not fit the
+    model's sizes is passed over for one of more bits.
 
     Returns:
         The kind, and a folder with what a probe is handed, under the same name as ours.
 
     Raises:
-        PennyweightError: the network cannot be written for the engine, or the quantizer fails.
+        PennyweightError: the network cannot be written for the engine, or its quantizer makes nothing of it.
     """
     plain = work / f"{row.name} plain"
     row.files.write(network, {}, _nothing, plain, dtype=row.own_dtype)
     before = row.files.handed(plain)
-    low, high, best = 0, len(row.own), (math.inf, "", work)
+    low, high, best, said = 0, len(row.own), (math.inf, "", work), ""
     while low < high:  # sizes grow with the kinds, nearly: a few tries are enough
         kind = row.own[(low + high) // 2]
         after = work / f"{row.name} {kind}"
@@ -148,7 +149,8 @@ def own(network: Network, row: Engine, python: Path, size: int, work: Path) -> t
         command = [str(python), str(FOLDER / row.probe), "quantize", str(before), str(after / before.name), kind]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode:
-            raise EngineFailed(f"its quantizer failed: {ended.stderr.strip()[-300:]}", site=kind)
+            low, said = (low + high) // 2 + 1, f"{kind}: {ended.stderr.strip()[-300:]}"
+            continue
         bytes_ = bytes_of(after)
         away = abs(bytes_ - size)
         if away < best[0]:
@@ -158,6 +160,8 @@ def own(network: Network, row: Engine, python: Path, size: int, work: Path) -> t
             shutil.rmtree(after)
         low, high = ((low + high) // 2 + 1, high) if bytes_ < size else (low, (low + high) // 2)
     shutil.rmtree(plain)
+    if not best[1]:
+        raise EngineFailed(f"its quantizer failed: {said}", site=row.name)
     return best[1], best[2]
 
 
