@@ -134,7 +134,12 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("path", metavar="FILES", help="what compress wrote, another directory, or a .gguf file")
     check.add_argument("--engine", metavar="NAME", help="transformers or llama.cpp; else the one they were written for")
     check.add_argument("--python", metavar="PATH", help="an interpreter that has the engine; else this one, if it has")
-    check.add_argument("--within", type=float, default=0.02, metavar="KL", help="nats a token (%(default)s)")
+    check.add_argument(
+        "--within",
+        type=float,
+        metavar="KL",
+        help="nats a token (0.02; 0.1 for files whose layers round what they read)",
+    )
     check.add_argument("--on", metavar="TEXT", help=f"text to read: {TEXT}")
     check.add_argument("--windows", type=at_least(1), default=4, metavar="N", help="of that text (%(default)s)")
     check.add_argument("--length", type=at_least(2), default=128, help="tokens in a window (%(default)s)")

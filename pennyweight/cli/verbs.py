@@ -109,12 +109,13 @@ def check(arguments: Namespace) -> int:
         windows=arguments.windows, length=arguments.length, allow_network=arguments.allow_network,
         progress=progress_of(arguments),
     )  # fmt: skip
-    holds = found.holds(arguments.within)
+    within = found.usual if arguments.within is None else arguments.within
+    holds = found.holds(within)
     if arguments.json:
         numbers = {name: value if value != float("inf") else None for name, value in vars(found).items()}
-        print_json({**numbers, "within": arguments.within, "holds": holds})
+        print_json({**numbers, "within": within, "holds": holds})
     else:
-        tables.checked(found, arguments.within)
+        tables.checked(found, within)
     return 0 if holds else 1
 
 

@@ -24,9 +24,13 @@ from pennyweight.flow.load import load
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.flow.steps import sample
 from pennyweight.network.network import Network
+from pennyweight.network.running.rounding import roundings_of
 from pennyweight.network.running.stream import Stream
 
 WITHIN = 0.02  # nats a token: more than engines lose by rounding activations, less than a file misread
+# Where layers round what they read, two computations that differ in a last bit round many numbers to neighbours: on
+# SmolLM2 vLLM and we lose the same, .0388 and .0375, and are .045 apart (benchmarks/results/vllm.json).
+ROUNDED = 0.1
 PATIENCE = 3600  # seconds an engine may take
 LINES = 12  # of what an engine said before it failed
 
@@ -49,6 +53,7 @@ class Checked:
         loading: seconds.
         prefill: tokens a second, a window at a time.
         decode: tokens a second, one at a time.
+        rounds: whether the files say that activations or caches are rounded.
     """
 
     engine: str
@@ -64,10 +69,16 @@ class Checked:
     loading: float = 0.0
     prefill: float = 0.0
     decode: float = 0.0
+    rounds: bool = False
 
-    def holds(self, within: float = WITHIN) -> bool:
+    @property
+    def usual(self) -> float:
+        """How far from ours an engine is that misread nothing, nats a token at most."""
+        return ROUNDED if self.rounds else WITHIN
+
+    def holds(self, within: float | None = None) -> bool:
         """Whether it loaded and computes what we computed."""
-        return self.loaded and self.kl <= within
+        return self.loaded and self.kl <= (self.usual if within is None else within)
 
 
 def check(
@@ -128,6 +139,7 @@ def check(
         largest=float((mine - theirs).abs().max()), perplexity=_perplexity(q, tokens), ours=_perplexity(p, tokens),
         positions=tokens.numel(), loading=seconds["loading"],
         prefill=tokens.numel() / seconds["prefill"], decode=seconds["decoded"] / seconds["decode"],
+        rounds=bool(roundings_of(network.source)),
     )  # fmt: skip
 
 

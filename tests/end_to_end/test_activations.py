@@ -12,6 +12,7 @@ import pennyweight as pw
 from pennyweight.budget import Budget
 from pennyweight.cli import main
 from pennyweight.errors import InvalidFormat, InvalidMethod, InvalidModel, InvalidPlan
+from pennyweight.flow.check import Checked, check
 from pennyweight.flow.compress import compress
 from pennyweight.flow.converting.convert import Settings as Conversion
 from pennyweight.flow.converting.convert import convert
@@ -117,6 +118,15 @@ def test_converting_keeps_roundings_or_says_that_they_are_gone(rounded: Outcome,
     assert gone.kl > 0
     with pytest.raises(InvalidFormat, match="int8 tensor asym"):
         convert(rounded.out, tmp_path / "strict", to="dense", settings=Conversion(strict=True))
+
+
+def test_an_engine_may_be_further_away_where_inputs_are_rounded(rounded: Outcome, text: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    found = check(rounded.out, text=text, windows=2, length=32)
+    assert found.rounds
+    assert found.usual == 0.1
+    assert found.holds()
+    assert Checked(engine="x", version="1", loaded=True, kl=0.05).usual == 0.02
 
 
 def test_rounded_files_are_not_rewritten(rounded: Outcome) -> None:
