@@ -152,7 +152,9 @@ def seed_compressed_tensors(directory: Path) -> None:
         "x.k.weight_g_idx": (torch.arange(columns) // 32).to(torch.int32),
         "y.weight": torch.arange(64, dtype=torch.int8).reshape(4, 16), "y.weight_scale": _numbers(4, 1).bfloat16(),
         "z.weight": _numbers(4, 16).to(torch.float8_e4m3fn), "z.weight_scale": _numbers(4, 1).bfloat16(),
-        "norm.weight": _numbers(8),
+        "norm.weight": _numbers(8), "y.input_scale": torch.tensor([0.5]),
+        "y.input_zero_point": torch.tensor([3], dtype=torch.int8), "attn.k_scale": torch.tensor([0.25]),
+        "attn.v_scale": torch.tensor([0.125]),
     }  # fmt: skip
     save_file(tensors, directory / "model.safetensors")
     packed = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": False}
@@ -160,12 +162,23 @@ def seed_compressed_tensors(directory: Path) -> None:
     floats = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}
     groups_of = {
         "group_0": {"targets": ["re:x[.]"], "weights": packed, "format": "pack-quantized"},
-        "group_1": {"targets": ["y"], "weights": naive, "format": "int-quantized"},
-        "group_2": {"targets": ["z"], "weights": floats, "format": "float-quantized", "input_activations": None},
+        "group_1": {
+            "targets": ["y"],
+            "weights": naive,
+            "format": "int-quantized",
+            "input_activations": {**naive, "strategy": "tensor", "symmetric": False, "dynamic": False},
+        },
+        "group_2": {
+            "targets": ["z"],
+            "weights": floats,
+            "format": "float-quantized",
+            "input_activations": {**floats, "strategy": "token", "dynamic": True},
+        },
     }
     quantization = {
         "quant_method": "compressed-tensors", "format": "mixed-precision", "config_groups": groups_of,
         "ignore": ["lm_head"], "quantization_status": "compressed",
+        "kv_cache_scheme": {**floats, "strategy": "tensor", "dynamic": False},
     }  # fmt: skip
     _json(directory / "config.json", {**CONFIG, "quantization_config": quantization})
 
