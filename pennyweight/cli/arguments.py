@@ -132,7 +132,9 @@ def parser() -> argparse.ArgumentParser:
 
     check = verbs.add_parser("check", help="load files in their engine, and compare its logits with ours")
     check.add_argument("path", metavar="FILES", help="what compress wrote, another directory, or a .gguf file")
-    check.add_argument("--engine", metavar="NAME", help="transformers or llama.cpp; else the one they were written for")
+    check.add_argument(
+        "--engine", metavar="NAME", help="pennyweight list names them; else the one they were written for"
+    )
     check.add_argument("--python", metavar="PATH", help="an interpreter that has the engine; else this one, if it has")
     check.add_argument(
         "--within",

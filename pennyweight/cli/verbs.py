@@ -23,7 +23,7 @@ from pennyweight.cli.rewriting import prove, rewrite
 from pennyweight.cli.running import run
 from pennyweight.cli.tails import tails
 from pennyweight.cli.workers import pool_of
-from pennyweight.errors import InvalidBudget, InvalidMethod, InvalidOutput, InvalidPlan, MissingFile
+from pennyweight.errors import InvalidBudget, InvalidOutput, InvalidPlan, MissingFile
 from pennyweight.export.engines import ENGINES
 from pennyweight.flow import artifact
 from pennyweight.flow.certifying.pair import Judging, certify_pair
@@ -274,11 +274,6 @@ def _settings(arguments: Namespace) -> Settings:
         "recovery": arguments.recover, "search": getattr(arguments, "search", ""), "pricing": arguments.pricing,
         "activations": getattr(arguments, "activations", ""), "cache": getattr(arguments, "kv_cache", ""),
     }  # fmt: skip
-    if given["search"] and (given["activations"] or given["cache"]):
-        raise InvalidMethod(
-            "a search measures plans whose layers round nothing", expected="--search without --activations, --kv-cache",
-            mend="leave one of them out: without a search, candidates are measured as they will run", site="--search",
-        )  # fmt: skip
     if arguments.latency is not None and arguments.speed is None:
         raise InvalidBudget(
             "times of an engine, and no speed that is wanted", expected="both, or neither", mend="--speed 2x",

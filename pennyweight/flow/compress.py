@@ -83,6 +83,8 @@ def compress(
     run = out.parent / f"{out.name}.run"
     check_free(out, run)
     started = time.monotonic()
+    if settings.search:
+        settings.check_rounds_nothing("a search", "--search")
     engine = settings.target
     reference = load(model, allow_network=allow_network)
     settings = replace(settings, dtype=settings.dtype or usual_dtype(reference))
@@ -153,6 +155,8 @@ def _check_alone(settings: Settings) -> None:
     """Refuse what a plan that is handed in leaves nothing to do for."""
     for name, asked in (
         ("--search", bool(settings.search)),
+        ("--activations", bool(settings.activations)),
+        ("--kv-cache", bool(settings.cache)),
         ("--speed", settings.latency is not None),
         ("--memory", bool(settings.memory)),
     ):

@@ -95,6 +95,7 @@ def predict(
         PennyweightError: see `errors`.
     """
     (budget,), settings = with_memory([budget], settings or Settings())
+    settings.check_rounds_nothing("a prediction", "predict")
     torch.set_num_threads(settings.threads)
     reference = network = load(model, allow_network=allow_network)
     settings = replace(settings, dtype=settings.dtype or usual_dtype(network))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from pennyweight.errors import InvalidFormat
+from pennyweight.errors import InvalidFormat, InvalidMethod
 from pennyweight.export.engines import Engine, find
 from pennyweight.latency import Latency
 from pennyweight.plan import Input
@@ -92,6 +92,23 @@ class Settings:
         if (reads := self.rounded_input) is not None:
             return engine.reading(reads.format, self.formats)
         return engine.choosing(self.formats)
+
+    def check_rounds_nothing(self, who: str, site: str) -> None:
+        """Refuse roundings where plans are measured without them.
+
+        Args:
+            who: measures them.
+            site: what the user asked for.
+
+        Raises:
+            InvalidMethod: there are some.
+        """
+        if self.activations or self.cache:
+            raise InvalidMethod(
+                f"{who} measures plans whose layers round nothing",
+                expected=f"{site} without --activations and --kv-cache", site=site,
+                mend="leave one of them out: compress without a search measures candidates as they will run",
+            )  # fmt: skip
 
     @property
     def rounded_input(self) -> Input | None:

@@ -11,7 +11,7 @@ from end_to_end import world
 import pennyweight as pw
 from pennyweight.budget import Budget
 from pennyweight.cli import main
-from pennyweight.errors import InvalidFormat, InvalidMethod, InvalidModel, InvalidPlan
+from pennyweight.errors import InvalidFormat, InvalidMethod, InvalidModel, InvalidPlan, PennyweightError
 from pennyweight.flow.check import Checked, check
 from pennyweight.flow.compress import compress
 from pennyweight.flow.converting.convert import Settings as Conversion
@@ -19,8 +19,10 @@ from pennyweight.flow.converting.convert import convert
 from pennyweight.flow.delivery import Outcome
 from pennyweight.flow.load import load
 from pennyweight.flow.make_plan import check_plan
+from pennyweight.flow.predict import predict
 from pennyweight.flow.rewrite import rewrite
 from pennyweight.flow.rounding import damages, fit
+from pennyweight.flow.search.frontier import frontier
 from pennyweight.flow.settings import Settings
 from pennyweight.formats.passing import Static
 from pennyweight.plan import Input, Plan, Step
@@ -81,7 +83,7 @@ def test_what_a_rounding_costs_is_measured_about_as_it_was_priced(llama: Path, t
     assert cost / 4 < sum(priced.values()) < 4 * cost
 
 
-def test_the_same_weights_share_their_pieces_and_texts_are_needed(llama: Path, text: Path, tmp_path: Path) -> None:
+def test_text_is_needed_to_fit_a_rounding(llama: Path, text: Path, tmp_path: Path) -> None:
     network = load(llama)
     words = pw.sample(text, network, count=8, length=32)
     statistics = pw.collect(network, words, work=tmp_path / "statistics")
@@ -149,6 +151,20 @@ def test_a_search_does_not_go_with_them(llama: Path, tmp_path: Path, capsys: pyt
     arguments = ["compress", str(llama), "--out", str(tmp_path / "x"), "--lose", "2%", "--search", "thompson"]
     assert main([*arguments, "--activations", "int8 token"]) == 2
     assert "a search measures plans whose layers round nothing" in capsys.readouterr().err
+    settings = world.settings(cache="fp8 e4m3 tensor")
+    with pytest.raises(InvalidMethod, match="a prediction measures"):
+        predict(llama, LOSE, settings=settings)
+    with pytest.raises(InvalidMethod, match="a frontier measures"):
+        frontier(llama, tmp_path / "curve", settings=settings)
+
+
+def test_a_plan_says_itself_what_is_rounded(llama: Path, text: Path, tmp_path: Path) -> None:
+    plan = plan_of(load(llama), {"model.layers.0.mlp.down_proj": "gptq int8 row sym"})
+    with pytest.raises(PennyweightError, match="--activations beside a plan"):
+        compress(
+            llama, tmp_path / "x", budget=LOSE, calibration=text, plan=plan,
+            settings=world.settings(activations="int8 token"),
+        )  # fmt: skip
 
 
 def plan_of(network: pw.Network, steps: dict[str, str], **rest: object) -> Plan:

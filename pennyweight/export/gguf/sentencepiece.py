@@ -48,24 +48,24 @@ def values(
     if isinstance(prefix, str):
         return prefix
     scores = _scores(data["model"]["merges"])
-    listed, unknown = [], data["model"].get("unk_token")
+    every, unknown = [], data["model"].get("unk_token")
     for number in range(tokens):
         text, kind = words.get(number, (f"[PAD{number}]", unused))
         if kind == NORMAL:
             kind = BYTE if _is_byte(text) else kind
-        listed.append((text, UNKNOWN if text == unknown else kind))
-    vocabulary = {text: number for number, (text, kind) in enumerate(listed) if kind == NORMAL}
+        every.append((text, UNKNOWN if text == unknown else kind))
+    vocabulary = {text: number for number, (text, kind) in enumerate(every) if kind == NORMAL}
     if (
-        split(PROBE, vocabulary, scores, {t: n for n, (t, _) in enumerate(listed)}, prefix=prefix)
+        split(PROBE, vocabulary, scores, {t: n for n, (t, _) in enumerate(every)}, prefix=prefix)
         != tokenizer.encode(PROBE, add_special_tokens=False).ids
     ):
         return "its tokenizer splits text otherwise than SentencePiece does"
     return {
         "tokenizer.ggml.model": string("llama"),
         "tokenizer.ggml.pre": string("default"),
-        "tokenizer.ggml.tokens": strings([text for text, _ in listed]),
-        "tokenizer.ggml.scores": floats([scores.get(text, 0.0 if kind != NORMAL else NEVER) for text, kind in listed]),
-        "tokenizer.ggml.token_type": int32s([kind for _, kind in listed]),
+        "tokenizer.ggml.tokens": strings([text for text, _ in every]),
+        "tokenizer.ggml.scores": floats([scores.get(text, 0.0 if kind != NORMAL else NEVER) for text, kind in every]),
+        "tokenizer.ggml.token_type": int32s([kind for _, kind in every]),
         "tokenizer.ggml.add_space_prefix": flag(prefix),
     }
 
@@ -76,7 +76,7 @@ def split(
     """What llama.cpp makes of a text without special tokens.
 
     Args:
-        text: of any length; the time grows with its logarithm.
+        text: of any length.
         vocabulary: pieces that neighbours may become, with their numbers.
         scores: of pieces; others have the lowest.
         numbers: of all tokens, bytes among them.
@@ -112,7 +112,7 @@ def split(
 
 def _prefix(data: Mapping[str, Any]) -> bool | str:
     """Whether a blank is put before a text; or what else is done to it, in plain words."""
-    normal, before = _steps(data["normalizer"], "normalizers"), _steps(data["pre_tokenizer"], "pretokenizers")
+    normal, before = listed(data["normalizer"], "normalizers"), listed(data["pre_tokenizer"], "pretokenizers")
     prefix = False
     for step in normal:
         if step["type"] == "Prepend" and step["prepend"] == SPACE:
@@ -135,7 +135,8 @@ def _scores(merges: list[Any]) -> dict[str, float]:
     return found
 
 
-def _steps(value: Any, members: str) -> list[Any]:
+def listed(value: Any, members: str) -> list[Any]:
+    """The steps of a normalizer or a pre-tokenizer, which may be none, one or a sequence."""
     if value is None:
         return []
     return list(value[members]) if value["type"] == "Sequence" else [value]

@@ -17,13 +17,13 @@ from tokenizers import Tokenizer
 
 from pennyweight.errors import InvalidModel
 from pennyweight.export.gguf import sentencepiece
-from pennyweight.export.gguf.sentencepiece import is_sentencepiece
+from pennyweight.export.gguf.sentencepiece import NORMAL, is_sentencepiece, listed
 from pennyweight.export.gguf.stream import flag, int32s, string, strings, u32
 from pennyweight.network.sources.gguf import GGUFSource
 from pennyweight.network.sources.source import Derived, Source
 from pennyweight.network.sources.tokenizer import load_tokenizer
 
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+|"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -78,13 +78,13 @@ def tokenizer_values(source: Source, tokens: int) -> dict[str, bytes]:
         if isinstance(found, str):
             raise _refusal(found, "pieces joined by rank, blanks written as pieces, and nothing else", source)
         return {**found, **_special(source, tokenizer), **_template(source)}
-    listed = [words.get(number, (f"[PAD{number}]", UNUSED)) for number in range(tokens)]
+    every = [words.get(number, (f"[PAD{number}]", UNUSED)) for number in range(tokens)]
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     return {
         "tokenizer.ggml.model": string("gpt2"),
         "tokenizer.ggml.pre": string(name),
-        "tokenizer.ggml.tokens": strings([token for token, _ in listed]),
-        "tokenizer.ggml.token_type": int32s([kind for _, kind in listed]),
+        "tokenizer.ggml.tokens": strings([token for token, _ in every]),
+        "tokenizer.ggml.token_type": int32s([kind for _, kind in every]),
         "tokenizer.ggml.merges": strings(merges),
         **_special(source, tokenizer),
         **_template(source),
@@ -106,7 +106,7 @@ def _name_of(data: Mapping[str, Any], source: Source) -> str:
         if model.get(option):
             raise _refusal(f"its tokenizer sets {option}", "plain byte-level BPE", source)
     found = Splitting(
-        tuple(_step(step, source) for step in _listed(data["pre_tokenizer"], "pretokenizers")), _form(data, source),
+        tuple(_step(step, source) for step in listed(data["pre_tokenizer"], "pretokenizers")), _form(data, source),
         bool(model.get("ignore_merges")),
     )  # fmt: skip
     if found not in NAMES:
@@ -130,16 +130,10 @@ def _step(step: Mapping[str, Any], source: Source) -> tuple[str, ...]:
 
 
 def _form(data: Mapping[str, Any], source: Source) -> str | None:
-    kinds = [step["type"] for step in _listed(data["normalizer"], "normalizers")]
+    kinds = [step["type"] for step in listed(data["normalizer"], "normalizers")]
     if kinds in ([], ["NFC"]):
         return kinds[0] if kinds else None
     raise _refusal(f"its tokenizer normalizes text ({', '.join(kinds)})", "none, or NFC", source)
-
-
-def _listed(value: Any, members: str) -> list[Any]:
-    if value is None:
-        return []
-    return list(value[members]) if value["type"] == "Sequence" else [value]
 
 
 def _special(source: Source, tokenizer: Tokenizer) -> dict[str, bytes]:

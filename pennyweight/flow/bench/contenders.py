@@ -149,7 +149,7 @@ def own(network: Network, row: Engine, python: Path, size: int, work: Path) -> t
         command = [str(python), str(FOLDER / row.probe), "quantize", str(before), str(after / before.name), kind]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode:
-            low, said = (low + high) // 2 + 1, f"{kind}: {ended.stderr.strip()[-300:]}"
+            low, said = (low + high) // 2 + 1, f"{kind}: {_end(ended.stderr)}"
             continue
         bytes_ = bytes_of(after)
         away = abs(bytes_ - size)
@@ -168,6 +168,12 @@ def own(network: Network, row: Engine, python: Path, size: int, work: Path) -> t
 def bytes_of(folder: Path) -> int:
     """Of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _end(said: str) -> str:
+    """The last of what a program said, without the places in its code that it came through."""
+    lines = [line for line in said.strip().splitlines() if not line.startswith(("  ", "Traceback"))]
+    return "\n".join(lines)[-300:]
 
 
 def _nothing(site: Site) -> NoReturn:

@@ -120,6 +120,7 @@ def frontier(
         PennyweightError: see `errors`.
     """
     settings, out = settings or Settings(), Path(out)
+    settings.check_rounds_nothing("a frontier", "frontier")
     run = out.parent / f"{out.name}.run"
     if not run.exists():
         check_empty(out)
