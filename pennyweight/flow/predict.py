@@ -1,8 +1,8 @@
 """Before running: exact size, an interval for the damage, minutes and memory, in about a minute.
 
-Sums of predicted damages are off by a factor that hangs on the model, the text and how hard it is compressed, and much
-less on how codes are chosen. So the plan is carried out by plain rounding, which takes seconds, and measured: measured
-over predicted is the factor. What it does not tell is in the interval.
+Sums of predicted damages are off by a factor that hangs on the model, the text, how hard it is compressed, and at few
+bits on how codes are chosen. So the plan is carried out on few windows, by its own method or, where that would take
+long, by plain rounding, and measured: measured over predicted is the factor. What it does not tell is in the interval.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from pathlib import Path
 
 import torch
 
+from pennyweight import catalogue
 from pennyweight.budget import Budget
+from pennyweight.export.engines import Engine
 from pennyweight.flow.collect import Collected, collect
 from pennyweight.flow.delivery import weights_of
 from pennyweight.flow.job import planner_of
@@ -37,7 +39,8 @@ from pennyweight.formats import Dense
 from pennyweight.plan import Option, Plan, Stage, Step
 
 WINDOWS, FISHER_WINDOWS = 16, 4  # of the calibration text: enough for a sum over all sites
-TOKENS = 2048  # of the selection split, measured after plain rounding
+TOKENS = 2048  # of the selection split, measured after the plan was carried out
+PATIENCE = 60.0  # seconds that carrying it out may take; plain rounding stands in for methods that need longer
 SPREAD = 1.6  # the interval: the prediction over this to this times it; see benchmarks/results/prediction.json
 CERTIFIED = 96  # windows a certificate looks at, as a rule
 
@@ -53,7 +56,7 @@ class Prediction:
         kl: expected, nats per token.
         low: end of an interval.
         high: its other end.
-        factor: measured over predicted damage, after plain rounding.
+        factor: measured over predicted damage, on few windows.
         minutes: that `compress` would take on this machine, at its present load, without a search or recovery.
         peak_memory: bytes, of this process so far: `compress` goes through the same stages.
         engine_memory: bytes the engine takes for the model, where that is limited.
@@ -128,8 +131,10 @@ def predict(
         tabulated = time.monotonic() - start - seen
         choice = [next(o for o in row if o.step == plan.steps.get(o.sites[0], o.step)) for row in table.groups]
         carried = _carried(planner, choice, collected, journal)
-        with progress.stage("rounding and measuring", 1):
-            factor, scoring = _factor(planner, choice, collected, words, journal, settings)
+        quick = _named(settings.method, engine) if carried < PATIENCE else "round_to_nearest"
+        with progress.stage("carrying it out and measuring", 1):
+            tried = _stand_in(planner, choice, collected, quick, settings.pricing)
+            factor, scoring = _factor(planner, tried, collected, words, journal)
     outside = sum(option.damage for option in choice if network.by_name[option.sites[0]].block is None)
     kl = (plan.damage - outside) * factor + outside  # tables outside the blocks are priced by measurement already
     candidates = 1 if not budget.is_claim else 1 + len(RUNGS)
@@ -154,32 +159,45 @@ def _in_engine(planner: Planner, plan: Plan, settings: Settings) -> int | None:
     return round(limit.total(chosen) + settings.memory - limit.at_most)
 
 
-def _factor(
-    planner: Planner, choice: list[Option], collected: Collected, words: Texts, journal: Journal, settings: Settings
-) -> tuple[float, float]:
-    """Measured over predicted damage of plain rounding to the formats of a choice, and seconds a token of measuring."""
-    network, kinds, rounded = planner.network, planner.engine.reads.kinds, []
+def _named(method: str, engine: Engine) -> str:
+    """The quantizer whose predictions a plan for this one rests on."""
+    found = predictor(method, engine.reads.kinds)
+    return method if found.name == catalogue.find(method, "quantization").name else found.name
+
+
+def _stand_in(
+    planner: Planner, choice: list[Option], collected: Collected, method: str, pricing: str
+) -> list[tuple[Option]]:
+    """A choice inside the blocks by one method, each option with the damage that is predicted of it."""
+    network, kinds, found = planner.network, planner.engine.reads.kinds, []
     for index in range(len(network.blocks)):
-        statistics = None
+        statistics = collected.block(index)
         for option in choice:
-            format = option.step.stages[0].format
-            if network.by_name[option.sites[0]].block != index or isinstance(format, Dense):
+            stage = option.step.stages[0]
+            if network.by_name[option.sites[0]].block != index or isinstance(stage.format, Dense):
                 continue
-            statistics = statistics or collected.block(index)
-            group = tuple(network.by_name[name] for name in option.sites)
-            method = "round_to_nearest"
-            ((_, damage),) = predict_group(network, group, [format], statistics, kinds, method, settings.pricing)
-            rounded.append((replace(option, step=Step((Stage(method, format),)), damage=damage),))
-    predicted = sum(row[0].damage for row in rounded)
-    if not rounded or predicted <= 0:
+            damage = option.damage
+            if predictor(stage.method, kinds).name != predictor(method, kinds).name:
+                group = tuple(network.by_name[name] for name in option.sites)
+                ((_, damage),) = predict_group(network, group, [stage.format], statistics, kinds, method, pricing)
+            found.append((replace(option, step=Step((Stage(method, stage.format),)), damage=damage),))
+    return found
+
+
+def _factor(
+    planner: Planner, tried: list[tuple[Option]], collected: Collected, words: Texts, journal: Journal
+) -> tuple[float, float]:
+    """Measured over predicted damage of options that are carried out, and seconds a token of measuring."""
+    predicted = sum(row[0].damage for row in tried)
+    if not tried or predicted <= 0:
         return 1.0, 0.0
-    bank = Bank(network, tuple(rounded), journal, settings.seed)
+    bank = Bank(planner.network, tuple(tried), journal, planner.seed)
     bank.fill(collected)
-    with open_study(journal.directory / "study.sqlite", world_of(bank, words.selection, "rounded")) as study:
-        trials = Evaluator(bank, words.selection, study, seed=settings.seed)
+    with open_study(journal.directory / "study.sqlite", world_of(bank, words.selection, "tried")) as study:
+        trials = Evaluator(bank, words.selection, study, seed=planner.seed)
         tokens = min(TOKENS, trials.most)
         start = time.monotonic()
-        (kl,) = trials.measure([(0,) * len(rounded)], tokens=tokens)
+        (kl,) = trials.measure([(0,) * len(tried)], tokens=tokens)
         seconds = time.monotonic() - start
     return max(kl, 1e-12) / predicted, seconds / (2 * tokens)
 
