@@ -23,20 +23,32 @@ from scoring import compared, scores
 from torch import Tensor, nn
 
 import pennyweight as pw
-from pennyweight import catalogue
+from pennyweight import catalogue, formats
 from pennyweight.network.network import Network
 from pennyweight.network.running.run import materialised
 from pennyweight.numerics.random import permutation, stream
 from pennyweight.plan import Step
 from pennyweight.statistics import Statistics
 
-FORMATS = (
-    "int8 row sym", "fp8 e4m3 row", "mxfp8 e4m3", "mxint8", "int6 g192 sym", "mxfp6 e2m3",
-    "int4 g64 asym", "int4 g64 sym", "int4 g64 affine", "fp4 e2m1 g64", "nf4 g64", "mxfp4", "nvfp4",
-    "int4 g64 progressive", "log2 4bit g64", "int3 g64 asym", "int3 g64 affine", "int2 g64 asym", "int2 g64 affine",
-    "ternary g64", "binary3 g64",
+EVERYWHERE = ("round_to_nearest", "gptq")  # on all formats; other quantizers on those of few bits that they take
+WIDE = (
+    "rf8 row", "int8 row sym", "fp8 e4m3 row", "fp8 e5m2 row", "mxfp8 e4m3", "mxint8", "q8_0", "int6 g192 sym",
+    "mxfp6 e2m3", "fp6 e3m2 g64", "q5_0", "int4 g64 sym", "nf4 g64", "mxfp4", "nvfp4", "q4_0", "iq4_nl",
+    "int4 g64 progressive", "log2 4bit g64", "log-sqrt2 4bit g64", "binary3 g64", "fairy2 g64", "ternary g64",
 )  # fmt: skip
-STEPS = [f"{method} {format}" for format in FORMATS for method in ("round_to_nearest", "gptq")]
+FEW = (
+    "int4 g64 asym", "int4 g64 affine", "fp4 e2m1 g64", "kmeans4 row", "int3 g64 asym", "int3 g64 affine",
+    "vector2 64 g64", "int2 g64 asym", "int2 g64 affine", "kmeans2 row", "binary g64",
+)  # fmt: skip
+
+
+def steps() -> list[str]:
+    """Every quantizer on every format it takes: a new one has its rows by itself."""
+    found = []
+    for kind in catalogue.classes("quantization"):
+        labels = (*WIDE, *FEW) if kind.name in EVERYWHERE else FEW
+        found += [f"{kind.name} {label}" for label in labels if isinstance(formats.parse(label), kind.takes)]
+    return found
 
 
 def main() -> None:
@@ -47,7 +59,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=24)
     parser.add_argument("--calibration-windows", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default=";".join(STEPS), help="steps, with a semicolon between")
+    parser.add_argument("--only", default=";".join(steps()), help="steps, with a semicolon between")
     arguments = parser.parse_args()
     network = pw.load(arguments.model)
     text = pw.held_out(arguments.test, network, length=256)
@@ -59,13 +71,13 @@ def main() -> None:
         "seed": arguments.seed, "windows": arguments.windows, "tokens": 256,
         "calibration_windows": arguments.calibration_windows, "threads": torch.get_num_threads(),
     }  # fmt: skip
-    steps = arguments.only.split(";")
-    rows = machine.kept("shelf", settings, lambda row: row["step"] in steps)
+    asked = arguments.only.split(";")
+    rows = machine.kept("shelf", settings, lambda row: row["step"] in asked)
     with tempfile.TemporaryDirectory() as work, materialised(network, exact=False, dtype=torch.float32) as model:
         seen = pw.collect(network, calibration, needs=frozenset({"gram"}), work=work)
         statistics = [seen.block(index) for index in range(len(network.blocks))]
         before = [scores(model, window) for window in test]
-        for label in steps:
+        for label in asked:
             row = {"step": label, "commit": machine.facts(arguments.seed)["commit"]}
             rows.append(row | measured(label, network, model, statistics, test, before, arguments.seed))
             print(rows[-1], flush=True)
