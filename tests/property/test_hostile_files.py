@@ -35,6 +35,7 @@ from pennyweight.flow.search.study import open_study
 from pennyweight.network.running.onnx import OnnxSource
 from pennyweight.network.sources.gguf import GGUFSource
 from pennyweight.network.sources.opening import open_source
+from pennyweight.network.sources.tokenizer import load_tokenizer, separator_id
 from pennyweight.plan import Plan
 
 NEEDS = {
@@ -211,6 +212,7 @@ def test_names_in_a_graph_that_are_no_text(tmp_path: Path) -> None:
         lambda evidence: evidence["rules"].update(numbers="all"),
         lambda evidence: evidence["rules"].update(opening=[1]),
         lambda evidence: evidence["populations"][0]["certification"].update(metrics={"kl": 5}),
+        lambda evidence: evidence["populations"][0].update(size=1 << 31),
     ],
 )
 def test_evidence_with_values_of_other_kinds(
@@ -265,6 +267,15 @@ def test_a_chat_template_that_is_no_text(tmp_path: Path) -> None:
 def test_arguments_that_are_nested_too_deeply(argument: str) -> None:
     with pytest.raises(UnknownName, match="cannot read"):
         catalogue.find(f"hadamard(seed={argument})", "rewrites")
+
+
+def test_a_token_that_is_half_of_a_pair(tmp_path: Path) -> None:
+    """JSON can write what no text holds."""
+    hostile.seed_chat(tmp_path)
+    edit(tmp_path / "config.json", lambda config: config.pop("eos_token_id", None))
+    edit(tmp_path / "tokenizer_config.json", lambda config: config.update(eos_token="\ud800"))
+    source = open_source(tmp_path)
+    assert separator_id(source, load_tokenizer(source)) is None
 
 
 def test_a_tensor_that_overflows(tmp_path: Path) -> None:

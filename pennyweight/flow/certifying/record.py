@@ -20,6 +20,8 @@ from pennyweight.flow.certifying.judge import Evidence, Judged
 from pennyweight.flow.certifying.rules import Rules
 from pennyweight.numerics.hashing import canonical
 
+MOST_UNITS = 1 << 26  # of a population; to check the order they were drawn in, all of them are drawn again
+
 
 def write(directory: Path, judged: Judged, rules: Rules, asked: Sequence[Asked], weights: str) -> None:
     """Write certificate.json and evidence.json into our folder of a directory."""
@@ -119,6 +121,10 @@ def _to_evidence(value: Mapping[str, Any]) -> Evidence:
     pilot = value["selection"]
     if not value["certification"]["metrics"]:
         raise KeyError("metrics")
+    if not 0 <= int(value["size"]) <= MOST_UNITS:
+        raise ValueError(
+            f"a population of {value['size']} units, where {MOST_UNITS} are the most that can be drawn from"
+        )
     return Evidence(
         on=value["on"], counted=value["counted"], words=value["words"], size=int(value["size"]),
         discrete=bool(value["discrete"]), fingerprint=value["fingerprint"],

@@ -112,4 +112,10 @@ def _settings(source: Source) -> dict[str, Any]:
 def _content(token: Any) -> str | None:
     """A special token, written as a string or as an object that holds one."""
     token = token.get("content") if isinstance(token, dict) else token
-    return token if isinstance(token, str) else None
+    if not isinstance(token, str):
+        return None
+    try:
+        token.encode()
+    except UnicodeEncodeError:  # half of a pair, which JSON can write and no tokenizer knows
+        return None
+    return token
