@@ -7,7 +7,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -50,7 +50,7 @@ def find(spec: str | Any, room: str | None = None) -> Any:
         raise UnknownName(
             f"no method is called {name!r}",
             expected="one of " + ", ".join(sorted(known)),
-            mend=_nearest(name, list(known)),
+            mend=nearest(name, list(known)),
             site=room or "",
         )
     kind = known[name]
@@ -60,7 +60,7 @@ def find(spec: str | Any, room: str | None = None) -> Any:
             raise UnknownName(
                 f"{name} has no argument {argument!r}",
                 expected="one of " + ", ".join(accepted) if accepted else "no arguments",
-                mend=_nearest(argument, accepted),
+                mend=nearest(argument, accepted),
                 site=spec,
             )
     return kind(**arguments)
@@ -90,6 +90,7 @@ def _parse(spec: str) -> tuple[str, dict[str, Any]]:
         ) from error
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=2, cutoff=0.4)
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to say of a name that is none: those it may have meant."""
+    close = difflib.get_close_matches(name, list(known), n=2, cutoff=0.4)
     return f"did you mean {' or '.join(close)}?" if close else "pennyweight list shows every method"

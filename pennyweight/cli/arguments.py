@@ -296,6 +296,12 @@ def parser() -> argparse.ArgumentParser:
     _common(report, network=False)
 
     listing = verbs.add_parser("list", help="every method: name, room, paper, what it needs; every format and engine")
+    listing.add_argument(
+        "what",
+        nargs="*",
+        metavar="WHAT",
+        help="only this: a room such as quantization, formats, engines; of a name, its page",
+    )
     _common(listing, network=False)
 
     schema = verbs.add_parser("schema", help="JSON schema of certificate.json")

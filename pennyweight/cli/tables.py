@@ -122,30 +122,6 @@ def lost(metric: str, value: float, *, up: bool) -> str:
     return f"{100 * value:.3g} {'points' if kind.lower == -1 else '%'}" if kind.percent else f"{value:.3g}"
 
 
-def listing(value: Mapping[str, Any]) -> None:
-    """Everything there is."""
-    console = _console()
-    methods = Table(show_edge=False)
-    for heading in ("method", "room", "paper", "needs", "what it does"):
-        methods.add_column(heading)
-    for row in value["methods"]:
-        methods.add_row(row["name"], row["room"], row["paper"], ", ".join(row["needs"]) or "-", row["what"])
-    console.print(methods)
-    console.print()
-    for heading, columns in (("formats", ("name", "what")), ("engines", ("name", "files", "checked", "how"))):
-        table = Table(title=heading, title_justify="left", show_edge=False)
-        for column in columns:
-            table.add_column(column)
-        for row in value[heading]:
-            table.add_row(*(str(row[column]) for column in columns))
-        console.print(table)
-        console.print()
-    for row in value["engines"]:
-        if row["rounds"]:
-            caches = f"; keys and values in {', '.join(row['caches'])}" if row["caches"] else ""
-            console.print(f"{row['name']} also rounds what layers read: {', '.join(row['rounds'])}{caches}\n")
-
-
 def checked(found: Checked, within: float) -> None:
     """What an engine did with the files."""
     console = _console()

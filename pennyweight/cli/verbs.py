@@ -16,6 +16,7 @@ from pennyweight.cli import budgeting, tables
 from pennyweight.cli.benching import bench
 from pennyweight.cli.converting import convert, export
 from pennyweight.cli.inspection import inspect
+from pennyweight.cli.listing import listing
 from pennyweight.cli.measure import measure, power
 from pennyweight.cli.output import print_json, progress_of
 from pennyweight.cli.packing import run_pack, run_unpack
@@ -24,7 +25,6 @@ from pennyweight.cli.running import run
 from pennyweight.cli.tails import tails
 from pennyweight.cli.workers import pool_of
 from pennyweight.errors import InvalidBudget, InvalidOutput, InvalidPlan, MissingFile
-from pennyweight.export.engines import ENGINES
 from pennyweight.flow import artifact
 from pennyweight.flow.certifying.pair import Judging, certify_pair
 from pennyweight.flow.certifying.record import certificate_schema
@@ -38,7 +38,6 @@ from pennyweight.flow.settings import Settings
 from pennyweight.flow.steps import collect, make_plan
 from pennyweight.flow.text import texts
 from pennyweight.flow.verify import verify as run_verify
-from pennyweight.formats import FORMATS
 from pennyweight.latency import Latency, factor
 from pennyweight.plan import Plan
 
@@ -189,37 +188,6 @@ def report(arguments: Namespace) -> int:
         print_json({"report": str(page)})
     else:
         print(page)
-    return 0
-
-
-def listing(arguments: Namespace) -> int:
-    """Show every method, format and engine."""
-    methods = [
-        {
-            "name": kind.name, "room": room, "paper": kind.paper, "needs": sorted(kind.needs),
-            "what": (kind.__doc__ or "").strip().splitlines()[0],
-        }
-        for room, kind in catalogue.every()
-    ]  # fmt: skip
-    value = {
-        "methods": methods,
-        "formats": [{"name": kind.name, "what": (kind.__doc__ or "").splitlines()[0]} for kind in FORMATS],
-        "engines": [
-            {
-                "name": e.name,
-                "files": e.file_format,
-                "checked": e.version,
-                "how": e.evidence,
-                "rounds": [f"{w.label()} | {i.label()}" for one in e.rounds for w in one.weights for i in one.inputs],
-                "caches": [cache.label() for cache in e.caches],
-            }
-            for e in ENGINES
-        ],
-    }
-    if arguments.json:
-        print_json(value)
-    else:
-        tables.listing(value)
     return 0
 
 

@@ -66,10 +66,10 @@ def test_json_and_nothing_else(
 ) -> None:
     code, out, err = run(*arguments_of(verb, llama, outcome, text, tmp_path), "--json")
     assert code == 0, err
-    value = json.loads(out)
+    strange: list[str] = []
+    value = json.loads(out, parse_constant=strange.append)  # NaN and Infinity are no JSON
     assert isinstance(value, dict)
-    assert "NaN" not in out
-    assert "Infinity" not in out
+    assert not strange
     assert bool(err) is (verb in PROGRESS)
     assert ESCAPE not in out + err
 
@@ -199,6 +199,20 @@ def test_list_names_what_works(run: Callable[..., tuple[int, str, str]]) -> None
         "pytorch",
     }  # fmt: skip
     assert all(row["what"] and row["paper"] for row in value["methods"])
+
+
+def test_list_of_a_room_and_of_a_name(run: Callable[..., tuple[int, str, str]]) -> None:
+    room = run("list", "quantization")[1]
+    assert "coordinate_descent" in room, "names are never cut short"
+    assert "integer_program" not in room
+    page = run("list", "gptq")[1]
+    assert "absorb" in page
+    assert "damping: share of" in page
+    assert "coordinate_descent" not in page
+    assert {row["name"] for row in json.loads(run("list", "engines", "--json")[1])["engines"]} >= {"llama.cpp"}
+    code, _, err = run("list", "gptqq")
+    assert code == 2
+    assert "did you mean gptq" in err
 
 
 def test_report_is_one_file(outcome: Outcome, tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
