@@ -14,6 +14,7 @@ from end_to_end import world
 from end_to_end.world import Nursery
 
 import pennyweight as pw
+from pennyweight.flow import predict as prediction
 from pennyweight.flow.delivery import Outcome
 from pennyweight.plan import Plan
 
@@ -92,6 +93,19 @@ def test_predict_says_what_compress_ends_with(llama: Path, text: Path, nursery: 
     assert size <= told["bytes"] <= size + 70_000
     assert told["low"] / 1.3 < done["kl"] < told["high"] * 1.3
     assert 0 < told["minutes"] < 10
+
+
+def test_plain_rounding_stands_in_where_a_method_takes_long(
+    llama: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = pw.Budget(metric="bits", at_most=3.5, unit="bits per weight")
+    told = []
+    for patience in (60.0, 0.0):
+        monkeypatch.setattr(prediction, "PATIENCE", patience)
+        told.append(pw.predict(llama, limit, calibration=text, settings=world.settings()))
+    assert told[0].plan == told[1].plan
+    assert told[0].factor != told[1].factor
+    assert told[0].kl / 2 < told[1].kl < told[0].kl * 2
 
 
 def test_what_cannot_be_is_said_at_once(llama: Path, text: Path, nursery: Nursery) -> None:
