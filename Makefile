@@ -64,7 +64,7 @@ ifneq ($(TRAIN),)
 	$(BIN)/python benchmarks/certificate_agreement.py --model build/model --text $(TEST)
 	$(BIN)/python benchmarks/onnx_programs.py --model build/model
 	$(BIN)/python benchmarks/openvino_models.py --model build/model
-	$(BIN)/python benchmarks/peers.py --work build/peers --calibration $(TRAIN) --test $(TEST) --peers llmcompressor,gptqmodel
+	$(BIN)/python benchmarks/peers.py --work build/peers --calibration $(TRAIN) --test $(TEST)
 ifneq ($(GGML),)
 	$(BIN)/python benchmarks/gguf_types.py --library $(GGML) --model build/model --calibration $(TRAIN) --test $(TEST)
 endif

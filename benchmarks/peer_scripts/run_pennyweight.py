@@ -1,4 +1,5 @@
-"""Pennyweight: GPTQ int4 in groups of 64 for every linear layer.   run_pennyweight.py MODEL TEXT OUT"""
+"""Pennyweight, every linear layer in groups of 64: GPTQ, symmetric; or, for more seconds, coordinate descent with zero
+points and training of what is stored.   run_pennyweight.py MODEL TEXT OUT BITS [trained]"""
 
 import shutil
 import sys
@@ -11,7 +12,7 @@ from common import windows
 import pennyweight as pw
 from pennyweight.plan import Step
 
-model, text, out = sys.argv[1:4]
+model, text, out, bits, *trained = sys.argv[1:]
 shutil.rmtree(out, ignore_errors=True)
 network = pw.load(model)
 ids = windows(model, text, 128)
@@ -19,11 +20,12 @@ calibration = pw.Windows(
     ids=ids, documents=torch.zeros(len(ids), dtype=torch.long), names=(text,), source=Path(text).name,
     split="calibration", fingerprint=f"{text} {len(ids)}", dropped_tokens=0, text_bytes=0,
 )  # fmt: skip
-step = Step.parse("gptq int4 g64 sym")
+step = Step.parse(f"coordinate_descent int{bits} g64 asym" if trained else f"gptq int{bits} g64 sym")
 plan = pw.Plan(
     steps={site.name: step for site in network.sites if site.role == "linear"}, kept={}, engine="transformers",
     dtype="float16", seed=0, bytes=0, damage=0.0, model=network.source.fingerprint,
+    recovery=("end_to_end",) if trained else (),
 )  # fmt: skip
 with tempfile.TemporaryDirectory() as work:
     statistics = pw.collect(network, calibration, needs=frozenset({"gram"}), work=work)
-    pw.apply(plan, network, statistics, out=out)
+    pw.apply(plan, network, statistics, out=out, calibration=calibration)
