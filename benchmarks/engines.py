@@ -24,7 +24,7 @@ import pennyweight as pw
 from pennyweight.export.engines import Engine, find
 from pennyweight.export.probes import FOLDER
 from pennyweight.flow.bench.bench import bench
-from pennyweight.flow.bench.contenders import bytes_of, having, own
+from pennyweight.flow.bench.contenders import having, own
 from pennyweight.flow.progress import Progress
 from pennyweight.network.network import Network
 from pennyweight.plan import Plan, Step
@@ -72,7 +72,7 @@ def main() -> None:
                 python = having(engine, arguments.python)
                 assert python is not None
                 (work / "own").mkdir(exist_ok=True)
-                kind, folder = own(network, engine, python, bytes_of(out), work / "own")
+                kind, folder = own(network, engine, python, pw.load(out).source.stored_bytes, work / "own")
                 losses[f"{name}'s own {kind}"] = loss(
                     engine, engine.files.handed(folder), test, before, arguments.python
                 )
