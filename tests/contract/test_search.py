@@ -158,6 +158,29 @@ def test_thompson_closes_most_of_the_gap_that_prediction_leaves(seed: int) -> No
     assert last - best <= 0.35 * (first - best)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_luck_on_few_tokens_is_not_taken_for_a_better_choice(seed: int) -> None:
+    """Predictions are right here, so that the first choice is the best there is; on few tokens others look better."""
+    table = table_of(20 + seed)
+    problem, truth = limit_of(table, 3.5), Lucky(table, seed=seed)
+    found = list(catalogue.find("thompson", "search").search(table, problem, truth, solve=solve, seed=seed))
+    assert [truth.kl(choice) for choice in found] == pytest.approx([truth.kl(found[0])] * len(found), rel=2e-3)
+    tried = [choice for choice, tokens, _ in truth.asked if tokens == 2048]
+    assert min(truth.measure(tried, tokens=2048)) < truth.measure(found[:1], tokens=2048)[0]
+
+
+class Lucky(Truth):
+    """All that was predicted is so; on few tokens choices are luckier than others by up to some percent."""
+
+    def __post_init__(self) -> None:
+        self.factors = [[1.0] * len(row) for row in self.table]
+
+    def measure(self, choices: Sequence[Choice], *, tokens: int, draw: int = 0) -> list[float]:
+        found = super().measure(choices, tokens=tokens, draw=draw)
+        luck = [np.random.default_rng([self.seed, *choice]).normal(0, 0.05) for choice in choices]
+        return [kl * (1 + float(one) * (tokens < self.most)) for kl, one in zip(found, luck, strict=True)]
+
+
 def test_thompson_needs_a_third_of_the_tokens_of_evopress() -> None:
     above, spent = Counter[str](), Counter[str]()
     for seed, name in itertools.product(range(3), ("thompson", "evopress")):

@@ -5,12 +5,13 @@ constraints, Durand, Gagné. Thompson Sampling for Combinatorial Bandits and its
 AAAI workshop 2014; Russo, Van Roy et al. A Tutorial on Thompson Sampling. arXiv:1707.02038. The idea to correct a
 predictor by measurements and search on it is that of many searches, such as SimQ-NAS (arXiv:2312.13301).
 Departs from them: what is learnt are corrections of predicted damages, so that one measurement says something of every
-option; the solver under them is exact.
+option; the solver under them is exact. A choice that leads on few tokens has to lead on all of them too, where the
+first one, which is predicted best, is met: the best of many is the luckiest of them as well.
 
 When: always worth its few dozen measurements; most at two and three bits. Cost: `rounds` times `batch` times `tokens`
-tokens forward, and the finalists on all. Known failures: damages that do not nearly add up, such as two groups whose
-errors cancel: to it they are noise, and only the
-level switches that it tries where a solution is known already look for those.
+tokens forward, and whoever leads on all. Known failures: damages that do not nearly add up, such as two groups whose
+errors cancel: to it they are noise, and only the level switches that it tries where a solution is known already look
+for those.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 
 from pennyweight.methods.search.evopress import Solve
 from pennyweight.methods.search.moves import Levels, best_of
-from pennyweight.methods.search.surrogate import Surrogate
+from pennyweight.methods.search.surrogate import NOTHING, Surrogate
 from pennyweight.numerics.random import derived_seed
 from pennyweight.problem import Choice, Problem, Table, Trials, choice_of
 
@@ -37,7 +38,7 @@ class Thompson:
         batch: choices of a round, measured together.
         tokens: they are measured on.
         patience: rounds without a better choice after which it stops.
-        finalists: best choices that meet again on all tokens.
+        finalists: best choices on few tokens that at the end meet the others on all.
     """
 
     name: ClassVar[str] = "thompson"
@@ -50,27 +51,33 @@ class Thompson:
     finalists: int = 4
 
     def search(self, table: Table, problem: Problem, trials: Trials, *, solve: Solve, seed: int) -> Iterator[Choice]:
-        """Choices within the limits, each better than the one before on the tokens they met on."""
+        """Choices within the limits, each better than the one before on all tokens."""
         rng, tokens = np.random.default_rng(derived_seed(seed, self.name)), min(self.tokens, trials.most)
         known, levels = Surrogate(table), Levels.of(table, problem)
         best = choice_of(table, solve(table, problem))
         yield best
         known.learn([best], trials.measure([best], tokens=tokens))
-        idle = 0
+        met = dict(zip([best], trials.measure([best], tokens=trials.most), strict=True))
+        share, idle = known.scores[0] / max(met[best], NOTHING), 0
         for _ in range(self.rounds):
             choices = self._proposed(known, best, problem, levels, solve, rng)
-            if not choices:
+            if not choices or idle >= self.patience:
                 break
             known.learn(choices, trials.measure(choices, tokens=tokens))
+            idle += 1
             (leader,) = best_of(known.choices, known.scores, 1)
-            idle = 0 if leader != best else idle + 1
-            if leader != best:
-                best = leader
+            if leader in met:
+                continue
+            met |= zip([leader], trials.measure([leader], tokens=trials.most), strict=True)
+            known.learn([leader], [met[leader] * share])  # whoever leads on few tokens was lucky there
+            if met[leader] < met[best]:
+                best, idle = leader, 0
                 yield best
-            if idle >= self.patience:
-                break
-        finalists = best_of(known.choices, known.scores, self.finalists)
-        (winner,) = best_of(finalists, trials.measure(finalists, tokens=trials.most), 1)
+        believed = known.mean()
+        others = [choice_of(believed, solve(believed, problem)), *best_of(known.choices, known.scores, self.finalists)]
+        finalists = [choice for choice in dict.fromkeys(others) if choice not in met]
+        met |= zip(finalists, trials.measure(finalists, tokens=trials.most), strict=True)
+        (winner,) = best_of(list(met), list(met.values()), 1)
         if winner != best:
             yield winner
 
