@@ -54,7 +54,10 @@ def predicted(found: Prediction, budget: Budget) -> None:
         table.add_row(f"memory in {found.plan.engine}, for the model", f"{found.engine_memory / 1e6:,.1f} MB")
     console = Console(highlight=False)
     console.print(table)
-    console.print("\nA prediction, not a claim: compress measures and certifies.")
+    console.print(
+        f"\nA prediction, not a claim: carried out by {found.by} on few windows, measured on few. Compress "
+        "measures on others, and certifies."
+    )
 
 
 def explained(found: Mapping[str, Any]) -> None:

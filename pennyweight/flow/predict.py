@@ -57,6 +57,7 @@ class Prediction:
         low: end of an interval.
         high: its other end.
         factor: measured over predicted damage, on few windows.
+        by: the quantizer that the plan was carried out with for that: its own, or one that stands in for it.
         minutes: that `compress` would take on this machine, at its present load, without a search or recovery.
         peak_memory: bytes, of this process so far: `compress` goes through the same stages.
         engine_memory: bytes the engine takes for the model, where that is limited.
@@ -69,6 +70,7 @@ class Prediction:
     low: float
     high: float
     factor: float
+    by: str
     minutes: float
     peak_memory: int
     engine_memory: int | None
@@ -132,9 +134,8 @@ def predict(
         choice = [next(o for o in row if o.step == plan.steps.get(o.sites[0], o.step)) for row in table.groups]
         carried = _carried(planner, choice, collected, journal)
         quick = _named(settings.method, engine) if carried < PATIENCE else "round_to_nearest"
-        with progress.stage("carrying it out and measuring", 1):
-            tried = _stand_in(planner, choice, collected, quick, settings.pricing)
-            factor, scoring = _factor(planner, tried, collected, words, journal)
+        tried = _stand_in(planner, choice, collected, quick, settings.pricing)
+        factor, scoring = _factor(planner, tried, collected, words, journal, progress)
     outside = sum(option.damage for option in choice if network.by_name[option.sites[0]].block is None)
     kl = (plan.damage - outside) * factor + outside  # tables outside the blocks are priced by measurement already
     candidates = 1 if not budget.is_claim else 1 + len(RUNGS)
@@ -145,7 +146,7 @@ def predict(
     )  # fmt: skip
     return Prediction(
         plan=plan, bytes=planner.size(choice), bits=8 * plan.bytes / weights_of(network), kl=kl, low=kl / SPREAD,
-        high=kl * SPREAD, factor=factor, minutes=seconds / 60,
+        high=kl * SPREAD, factor=factor, by=quick, minutes=seconds / 60,
         peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         engine_memory=_in_engine(planner, plan, settings),
     )  # fmt: skip
@@ -185,15 +186,19 @@ def _stand_in(
 
 
 def _factor(
-    planner: Planner, tried: list[tuple[Option]], collected: Collected, words: Texts, journal: Journal
-) -> tuple[float, float]:
+    planner: Planner, tried: list[tuple[Option]], collected: Collected, words: Texts, journal: Journal,
+    progress: Progress,
+) -> tuple[float, float]:  # fmt: skip
     """Measured over predicted damage of options that are carried out, and seconds a token of measuring."""
     predicted = sum(row[0].damage for row in tried)
     if not tried or predicted <= 0:
         return 1.0, 0.0
     bank = Bank(planner.network, tuple(tried), journal, planner.seed)
-    bank.fill(collected)
-    with open_study(journal.directory / "study.sqlite", world_of(bank, words.selection, "tried")) as study:
+    bank.fill(collected, progress=progress)
+    with (
+        open_study(journal.directory / "study.sqlite", world_of(bank, words.selection, "tried")) as study,
+        progress.stage("measuring", 1),
+    ):
         trials = Evaluator(bank, words.selection, study, seed=planner.seed)
         tokens = min(TOKENS, trials.most)
         start = time.monotonic()

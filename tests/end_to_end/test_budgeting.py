@@ -104,6 +104,7 @@ def test_plain_rounding_stands_in_where_a_method_takes_long(
         monkeypatch.setattr(prediction, "PATIENCE", patience)
         told.append(pw.predict(llama, limit, calibration=text, settings=world.settings()))
     assert told[0].plan == told[1].plan
+    assert [one.by for one in told] == ["gptq", "round_to_nearest"]
     assert told[0].factor != told[1].factor
     assert told[0].kl / 2 < told[1].kl < told[0].kl * 2
 
