@@ -32,7 +32,7 @@ from pennyweight.plan import Plan, Step
 ROWS = (  # layers, tables, type of what stays dense
     ("transformers", "gptq int4 g64 sym bfloat16", "", "bfloat16"),
     ("llama.cpp", "gptq q4_0", "round_to_nearest q8_0", "float16"),
-    ("onnxruntime", "gptq int4 g64 sym", "round_to_nearest int4 g64 asym", "float16"),
+    ("onnxruntime", "gptq int4 g64 sym", "round_to_nearest int4 g64 sym", "float16"),
     ("onnxruntime-int8", "gptq int4 g64 sym", "round_to_nearest int4 g64 asym", "float16"),
     ("openvino", "gptq int4 g64 sym", "round_to_nearest int8 row sym", "float16"),
 )  # fmt: skip
