@@ -31,7 +31,10 @@ from pennyweight.network.network import Network, Site
 from pennyweight.network.sources.source import INDEX, TensorInfo
 
 SHARD_BYTES = 2_000_000_000
-HEADERS = 65_536  # bytes of headers, config and index beside the tensors; the exact number is known once written
+ENTRIES = 4  # tensors that a compressed one becomes, at most: codes, scales, zero points, and their shape or order
+ENTRY = 112  # bytes of a header's entry beside the tensor's name: what is added to it, type, shape, two offsets
+NAMED = 16  # bytes around a name in a list of config.json
+CONFIG = 16_384  # bytes of config.json beside such lists, and of what a kind of files says in another of its own
 
 
 @dataclass(frozen=True)
@@ -273,6 +276,13 @@ class CheckpointFiles:
         return sum(dense_bytes(info, dtype) for info in others)
 
     def beside(self, network: Network, dtype: str) -> int:
-        """What is copied, and enough for headers."""
+        """What is copied, and headers and configurations with every name they may hold; at most."""
         del dtype
-        return HEADERS + beside_bytes(network)
+        sites = {network.stored_name(site.parameter) for site in network.sites}
+        named = sum(
+            (ENTRIES if name in sites else 1) * (len(name) + ENTRY) + 2 * (len(name) + NAMED)
+            for name in network.source.tensors
+        )
+        if network.source.stored_bytes > SHARD_BYTES:  # an index names every tensor and its file once more
+            named *= 2
+        return named + CONFIG + beside_bytes(network)

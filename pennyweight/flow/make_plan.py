@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pennyweight import catalogue
 from pennyweight.budget import Budget
 from pennyweight.errors import InfeasibleBudget, InvalidBudget, InvalidFormat, InvalidMethod, InvalidPlan, UnknownName
-from pennyweight.export.checkpoint import HEADERS
 from pennyweight.export.engines import Engine, find
 from pennyweight.flow.options import Table
 from pennyweight.formats import Dense, Format, Grid
@@ -45,7 +44,7 @@ class Planner:
     dtype: str
     seed: int = 0
     allocation: str = "integer_program"
-    beside: int = HEADERS
+    beside: int = 0
     model: str = ""
     rewrites: tuple[str, ...] = ()
     recovery: tuple[str, ...] = ()

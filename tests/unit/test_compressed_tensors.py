@@ -20,6 +20,7 @@ from pennyweight.export.accounting import Accounting, Row
 from pennyweight.export.compressed_tensors.layout import stored_bytes
 from pennyweight.export.compressed_tensors.source import CompressedTensorsSource, is_compressed_tensors
 from pennyweight.export.compressed_tensors.write import write
+from pennyweight.export.engines import find
 from pennyweight.export.uncompressed import dense_bytes
 from pennyweight.formats import Compressed, Dense, Grid
 from pennyweight.methods.quantization import RoundToNearest
@@ -40,9 +41,9 @@ BY_ENDING = {
 VOCABULARY = 250  # 250 codes of 5 bits do not fill whole words: zero points get padded
 
 
-def make_model(directory: Path, *, tied: bool) -> Path:
+def make_model(directory: Path, *, tied: bool, layers: int = 2) -> Path:
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=layers, num_attention_heads=4,
         num_key_value_heads=2, tie_word_embeddings=tied, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
@@ -89,6 +90,21 @@ def write_small(network: Network, out: Path, **options: Any) -> Accounting:
 def small(network: Network, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Accounting]:
     out = tmp_path_factory.mktemp("small") / "out"
     return out, write_small(network, out)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "gptqmodel"])
+def test_files_of_many_tensors_are_no_larger_than_was_said(engine: str, tmp_path: Path) -> None:
+    """Names, shapes and places of a thousand tensors take more than any constant; a budget in bytes counts them."""
+    network = load_network(SafetensorsSource(make_model(tmp_path / "model", tied=False, layers=48)))
+    files, linear = find(engine).files, [site for site in network.sites if site.role == "linear"]
+    mixed = formats_of(network) if engine == "vllm" else dict.fromkeys((site.name for site in linear), INT4)
+    formats = {site.name: mixed[site.name] for site in linear}
+    files.write(network, formats, rounded(network, formats), tmp_path / "small", dtype="float16")
+    size = sum(path.stat().st_size for path in (tmp_path / "small").iterdir())
+    tensors = sum(files.stored_bytes(site.shape, formats[site.name], "float16") for site in linear)
+    tensors += files.fixed_bytes(network, {site.parameter for site in linear}, "float16")
+    around = files.beside(network, "float16")
+    assert size <= tensors + around <= size + 0.6 * around
 
 
 def test_parts_come_back_bit_for_bit(network: Network, small: tuple[Path, Accounting]) -> None:
