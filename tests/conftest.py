@@ -7,6 +7,7 @@ beartype), and hypothesis draws the same examples for everybody: a failure that 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Any
 from jaxtyping import install_import_hook
 
 # Openings of texts are remembered per user; those of tests are nobody's.
-os.environ["PENNYWEIGHT_STATE"] = tempfile.mkdtemp(prefix="pennyweight-state-")
+STATE = os.environ["PENNYWEIGHT_STATE"] = tempfile.mkdtemp(prefix="pennyweight-state-")
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests find `reference`, whatever way pytest was started
 import reference.typechecker  # noqa: F401
 
@@ -27,8 +28,12 @@ TENSORS = [
     "methods.activations",
     "methods.quantization",
     "methods.measurement",
-    "network.stream",
+    "network.running",
 ]
+ROOMS = [Path(__file__).parents[1] / "pennyweight" / room.replace(".", "/") for room in TENSORS]
+assert all(room.is_dir() or room.with_suffix(".py").is_file() for room in ROOMS), (
+    "a room moved: nothing is checked there"
+)
 # Before anything imports the package. Where values and not tensors flow, mypy has checked all there is to check.
 install_import_hook([f"pennyweight.{room}" for room in TENSORS], "reference.typechecker.check")
 
@@ -43,6 +48,12 @@ from pennyweight.corpus import Windows  # noqa: E402
 from pennyweight.network.finding.trace import load_network  # noqa: E402
 from pennyweight.network.network import Network  # noqa: E402
 from pennyweight.network.sources.opening import open_source  # noqa: E402
+
+
+def pytest_unconfigure() -> None:
+    """Leave nothing behind."""
+    shutil.rmtree(STATE, ignore_errors=True)
+
 
 settings.register_profile("pennyweight", deadline=None, derandomize=True, database=None)
 settings.load_profile("pennyweight")
