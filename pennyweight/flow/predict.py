@@ -41,7 +41,7 @@ from pennyweight.plan import Option, Plan, Stage, Step
 WINDOWS, FISHER_WINDOWS = 16, 4  # of the calibration text: enough for a sum over all sites
 TOKENS = 2048  # of the selection split, measured after the plan was carried out
 PATIENCE = 60.0  # seconds that carrying it out may take; plain rounding stands in for methods that need longer
-SPREAD = 1.3  # the interval: the prediction over this to this times it; five plans of 2.5 to 5 bits lost .87 to 1.03 of it
+SPREAD = 1.3  # the interval: the prediction over this to this times it; five plans lost .87 to 1.03 of theirs
 CERTIFIED = 96  # windows a certificate looks at, as a rule
 
 
