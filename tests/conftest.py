@@ -28,7 +28,10 @@ TENSORS = [
     "methods.activations",
     "methods.quantization",
     "methods.measurement",
-    "network.running",
+    *(
+        f"network.running.{room}"
+        for room in ("affinity", "grams", "observe", "rounding", "routing", "shared_prefix", "stream")
+    ),
 ]
 ROOMS = [Path(__file__).parents[1] / "pennyweight" / room.replace(".", "/") for room in TENSORS]
 assert all(room.is_dir() or room.with_suffix(".py").is_file() for room in ROOMS), (

@@ -37,8 +37,8 @@ _passed: WeakKeyDictionary[nn.Module, set[tuple[Any, ...]]] = WeakKeyDictionary(
 
 
 def shared_prefix(
-    model: nn.Module, prefix: Int[Tensor, " P"], suffixes: Sequence[Int[Tensor, " R_i"]]
-) -> list[Float[Tensor, "R_i vocabulary"]]:
+    model: nn.Module, prefix: Int[Tensor, " P"], suffixes: Sequence[Int[Tensor, " _"]]
+) -> list[Float[Tensor, "_ vocabulary"]]:
     """Logits of several continuations of one prompt.
 
     Args:
