@@ -22,7 +22,7 @@ def frontier(found: Frontier, page: Path) -> None:
     """Some points of the curve, and where the rest is."""
     table = Table(title=f"{found.model} for {found.engine}", title_justify="left", show_edge=False)
     for heading in ("plan", "files", "bits a weight", "KL, nats a token", "95 %", "predicted"):
-        whole = heading in ("plan", "95 %")  # names are copied; headings may wrap instead
+        whole = heading in ("plan", "95 %", "predicted")  # names are copied; headings may wrap instead
         table.add_column(heading, justify="left" if heading == "plan" else "right", no_wrap=whole)
     step = max(1, math.ceil(len(found.points) / ROWS))
     for point in found.points[::step]:
