@@ -33,7 +33,8 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Long: about three hours on two cores, and some more for the peers, who need environments of their own and two texts that are not in the project:
+# Long: about three hours on two cores, and some more for the peers. They need environments of their own, and two texts
+# that are not in the project:
 # make bench TRAIN=train.txt TEST=test.txt, GGML=libggml-base.so for what llama.cpp's own quantizer gives, and
 # LLAMA=venv/bin/python, an interpreter with llama-cpp-python, for its logits on what we write; VLLM=, one with vLLM
 bench: $(STAMP)

@@ -172,13 +172,14 @@ def _stand_in(
     """A choice inside the blocks by one method, each option with the damage that is predicted of it."""
     network, kinds, found = planner.network, planner.engine.reads.kinds, []
     for index in range(len(network.blocks)):
-        statistics = collected.block(index)
+        statistics = None  # read where a damage has to be predicted once more, and nowhere else
         for option in choice:
             stage = option.step.stages[0]
             if network.by_name[option.sites[0]].block != index or isinstance(stage.format, Dense):
                 continue
             damage = option.damage
             if predictor(stage.method, kinds).name != predictor(method, kinds).name:
+                statistics = statistics or collected.block(index)
                 group = tuple(network.by_name[name] for name in option.sites)
                 ((_, damage),) = predict_group(network, group, [stage.format], statistics, kinds, method, pricing)
             found.append((replace(option, step=Step((Stage(method, stage.format),)), damage=damage),))
