@@ -11,7 +11,7 @@ from scipy import stats
 from pennyweight import catalogue
 from pennyweight.errors import InvalidFormat, InvalidMethod, UnknownName
 from pennyweight.formats import passing
-from pennyweight.formats.passing import Codes, Floats, Integers, Over, Passing, Powers, Static
+from pennyweight.formats.passing import Codes, Floats, Integers, Over, Passing, Powers, Static, Tangent
 from pennyweight.methods.activations import (
     Dynamic,
     SortAndCluster,
@@ -58,6 +58,8 @@ def error(quantizer: Static, x: torch.Tensor) -> float:
         ("int8 tensor asym", Integers(symmetric=False, over=Over("tensor"))),
         ("fp8 e5m2 tensor", Floats(element="e5m2", over=Over("tensor"))),
         ("log-sqrt2 4bit tensor", Powers(over=Over("tensor"))),
+        ("tan 4bit tensor", Tangent(over=Over("tensor"))),
+        ("tan1.1 3bit token", Tangent(bits=3, slope=1.1)),
     ],
 )
 def test_labels(label: str, format: Passing) -> None:
@@ -70,7 +72,9 @@ def test_labels_that_name_nothing(label: str) -> None:
         passing.parse(label)
 
 
-@pytest.mark.parametrize("label", ["int9 token", "int1 token", "fp8 e3m4 token", "log2 8bit tensor"])
+@pytest.mark.parametrize(
+    "label", ["int9 token", "int1 token", "fp8 e3m4 token", "log2 8bit tensor", "tan1.6 4bit token"]
+)
 def test_labels_of_what_cannot_be(label: str) -> None:
     with pytest.raises(InvalidFormat):
         passing.parse(label)
@@ -108,6 +112,53 @@ def test_root_two_serves_probabilities_better_than_two_and_than_whole_numbers() 
     }
     assert found["log-sqrt2 4bit tensor"] < found["log2 4bit tensor"] / 2
     assert found["log-sqrt2 4bit tensor"] < found["int4 tensor asym"] / 2
+
+
+def probabilities(tau: float, rows: int = 600) -> torch.Tensor:
+    """Softmax of N(0, tau²) over 197 tokens."""
+    generator = torch.Generator().manual_seed(8)
+    return (tau * torch.randn(rows, 197, generator=generator, dtype=torch.float64)).softmax(-1).float()
+
+
+@pytest.mark.parametrize(("tau", "bits", "expected"), [(2.5, 4, 0.014), (2.5, 3, 0.047), (4.0, 4, 0.0058),
+                                                       (4.0, 3, 0.020)])  # fmt: skip
+def test_a_tangent_has_the_known_error(tau: float, bits: int, expected: float) -> None:
+    """Relative error of P V, the best of all slopes."""
+    p = probabilities(tau)
+    values = torch.randn(197, 64, generator=torch.Generator().manual_seed(9))
+    found = [
+        float((StaticRange().fit(seen(p), variant).rounded(p) @ values - p @ values).square().sum())
+        for variant in passing.parse(f"tan {bits}bit tensor").variants()
+    ]
+    assert min(found) / float((p @ values).square().sum()) == pytest.approx(expected, rel=0.1)
+
+
+def test_a_tangent_is_for_peaked_attention_and_powers_of_root_two_for_flat_one() -> None:
+    def errors(tau: float) -> tuple[float, float]:
+        p = probabilities(tau)
+        tangent, powers = (passing.parse(label) for label in ("tan 4bit tensor", "log-sqrt2 4bit tensor"))
+        return error(StaticMSE().fit(seen(p), tangent), p), error(StaticMSE().fit(seen(p), powers), p)
+
+    peaked, flat = errors(4.0), errors(2.0)
+    assert peaked[0] < 0.75 * peaked[1]
+    assert flat[1] < 0.75 * flat[0]
+
+
+def test_a_search_finds_the_slope_and_says_it() -> None:
+    p = probabilities(4.0)
+    format = passing.parse("tan 4bit tensor")
+    free, usual = StaticMSE().fit(seen(p), format), StaticMSE().fit(seen(p), passing.parse("tan1.5 4bit tensor"))
+    assert isinstance(free.format, Tangent)
+    assert free.format.slope is not None
+    assert error(free, p) < error(usual, p)
+    assert passing.parse(free.format.label()) == free.format
+
+
+def test_a_slope_towards_zero_is_equal_steps() -> None:
+    p = probabilities(2.5)
+    tangent, equal = passing.parse("tan0.01 4bit tensor"), passing.parse("int4 tensor asym")
+    found, expected = (StaticRange().fit(seen(p), format).rounded(p) for format in (tangent, equal))
+    assert float((found - expected).abs().max()) < 1e-4 * float(p.max())
 
 
 @pytest.mark.parametrize(("element", "largest"), [("e4m3", 448.0), ("e5m2", 57344.0)])

@@ -9,8 +9,9 @@ from pennyweight.formats.passing.integers import Integers
 from pennyweight.formats.passing.passing import Codes, Over, Passing
 from pennyweight.formats.passing.powers import Powers
 from pennyweight.formats.passing.quantizer import Dynamic, Quantizer, Static
+from pennyweight.formats.passing.tangent import Tangent
 
-PASSING: tuple[type[Passing], ...] = (Floats, Integers, Powers)
+PASSING: tuple[type[Passing], ...] = (Floats, Integers, Powers, Tangent)
 
 
 def parse(label: str) -> Passing:
@@ -32,5 +33,5 @@ def parse(label: str) -> Passing:
 
 __all__ = [
     "PASSING", "Activations", "Codes", "Dynamic", "Floats", "Integers", "KeysAndValues", "Over", "Passing", "Powers",
-    "Quantizer", "Static", "parse",
+    "Quantizer", "Static", "Tangent", "parse",
 ]  # fmt: skip

@@ -115,6 +115,10 @@ class Passing(ABC):
     def label(self) -> str:
         """A short name a person reads and `parse` reads back, such as `int8 token`."""
 
+    def variants(self) -> Sequence[Self]:
+        """What a method that searches may choose from, where a label leaves something free; otherwise only this."""
+        return [self]
+
     @property
     @abstractmethod
     def limits(self) -> tuple[float, float]:
