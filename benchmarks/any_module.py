@@ -148,6 +148,18 @@ def mixtral() -> nn.Module:
     )  # fmt: skip
 
 
+def llama() -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=256, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=False, bos_token_id=None,
+            eos_token_id=None, pad_token_id=None,
+        )
+    )  # fmt: skip
+
+
 def mamba() -> nn.Module:
     from transformers import MambaConfig, MambaForCausalLM
 
@@ -382,18 +394,23 @@ def byte_letters() -> list[str]:
     return [chr(byte) if byte in seen else chr(256 + unseen.index(byte)) for byte in range(256)]
 
 
-def as_directory(module: nn.Module) -> Report:
-    """The same network by the other door: files that transformers loads, experts dense and attention compressed."""
+def save(module: nn.Module, directory: Path) -> None:
+    """A model of bytes as files that transformers loads."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     tokenizer = Tokenizer(models.BPE(vocab={letter: byte for byte, letter in enumerate(byte_letters())}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
+    module.save_pretrained(directory, save_original_format=False)  # stacked, as the network runs
+    tokenizer.save(str(directory / "tokenizer.json"))
+
+
+def as_directory(module: nn.Module) -> Report:
+    """The same network by the other door: files that transformers loads, experts dense and attention compressed."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        module.save_pretrained(place / "model", save_original_format=False)  # stacked, as the network runs
-        tokenizer.save(str(place / "model" / "tokenizer.json"))
+        save(module, place / "model")
         settings = pw.Settings(length=96)
         outcome = pw.compress(
             place / "model", place / "small", budget=pw.Budget.lose("kl 0.02"), settings=settings

@@ -40,11 +40,16 @@ FEW = (
     "int4 g64 asym", "int4 g64 affine", "fp4 e2m1 g64", "kmeans4 row", "int3 g64 asym", "int3 g64 affine",
     "vector2 64 g64", "int2 g64 asym", "int2 g64 affine", "kmeans2 row", "binary g64",
 )  # fmt: skip
+PARTS = (  # with a part of it left out, for `orderings.py`
+    "round_to_nearest(search=False) int4 row sym", "round_to_nearest int4 row sym",
+    "round_to_nearest(search=False) int4 g64 asym", "round_to_nearest(search=False) int3 g64 asym",
+    "gptq(order='none') int4 g64 asym", "gptq(order='none') int3 g64 asym", "gptq(order='none') int2 g64 asym",
+)  # fmt: skip
 
 
 def steps() -> list[str]:
-    """Every quantizer on every format it takes: a new one has its rows by itself."""
-    found = []
+    """Every quantizer on every format it takes, so that a new one has its rows by itself; and some without a part."""
+    found = list(PARTS)
     for kind in catalogue.classes("quantization"):
         labels = (*WIDE, *FEW) if kind.name in EVERYWHERE else FEW
         found += [f"{kind.name} {label}" for label in labels if isinstance(formats.parse(label), kind.takes)]

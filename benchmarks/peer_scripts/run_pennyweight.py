@@ -1,5 +1,5 @@
-"""Pennyweight, every linear layer in groups of 64: GPTQ, symmetric; or, for more seconds, coordinate descent with zero
-points and training of what is stored.   run_pennyweight.py MODEL TEXT OUT BITS [trained]"""
+"""Pennyweight, every linear layer in groups of 64: GPTQ, symmetric; or, for more seconds, GPTQ with zero points, again
+for what layers really read, and training of what is stored.   run_pennyweight.py MODEL TEXT OUT BITS [trained]"""
 
 import shutil
 import sys
@@ -20,12 +20,12 @@ calibration = pw.Windows(
     ids=ids, documents=torch.zeros(len(ids), dtype=torch.long), names=(text,), source=Path(text).name,
     split="calibration", fingerprint=f"{text} {len(ids)}", dropped_tokens=0, text_bytes=0,
 )  # fmt: skip
-step = Step.parse(f"coordinate_descent int{bits} g64 asym" if trained else f"gptq int{bits} g64 sym")
+step = Step.parse(f"gptq int{bits} g64 asym" if trained else f"gptq int{bits} g64 sym")
 plan = pw.Plan(
     steps={site.name: step for site in network.sites if site.role == "linear"}, kept={}, engine="transformers",
     dtype="float16", seed=0, bytes=0, damage=0.0, model=network.source.fingerprint,
-    recovery=("end_to_end(steps=40)",) if trained else (),  # 40: at most half of the seconds of the best peer
+    recovery=("corrected_target(batches=16)", "end_to_end(steps=30)") if trained else (),
 )  # fmt: skip
 with tempfile.TemporaryDirectory() as work:
-    statistics = pw.collect(network, calibration, needs=frozenset({"gram"}), work=work)
+    statistics = pw.collect(network, calibration, needs=frozenset({"gram"}), work=work, before_recovery=bool(trained))
     pw.apply(plan, network, statistics, out=out, calibration=calibration)

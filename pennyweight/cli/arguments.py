@@ -410,7 +410,11 @@ def _search(verb: argparse.ArgumentParser) -> None:
         "--rewrite", type=names, default=(), metavar="NAMES", help="change the basis first, see the verb rewrite"
     )
     verb.add_argument(
-        "--recover", type=names, default=(), metavar="NAMES", help="train what is stored: block_wise, end_to_end"
+        "--recover",
+        type=names,
+        default=(),
+        metavar="NAMES",
+        help="improve what is stored: corrected_target, block_wise, end_to_end",
     )
     verb.add_argument("--allocation", default="integer_program", help="the allocator (%(default)s)")
     verb.add_argument("--pricing", default="kronecker", help="what predicts damages (%(default)s)")

@@ -42,6 +42,7 @@ from pennyweight.flow.options import Table, tabulate, timed
 from pennyweight.flow.profiling.calibration import calibrate
 from pennyweight.flow.profiling.values import Calibration
 from pennyweight.flow.progress import Progress
+from pennyweight.flow.recover import shown
 from pennyweight.flow.rounding import damages, fit, reading
 from pennyweight.flow.search.refine import Search
 from pennyweight.flow.settings import Settings
@@ -101,8 +102,9 @@ class Job:
             self.reference, self.words.selection, self.journal, self.progress, metrics=text_metrics(self.asked)
         )
         check_noise(self.claims, self.noise_floor)  # before the work begins that takes minutes
+        words = self.words.calibration
         self.collected = collect(
-            self.network, self.words.calibration, self.journal,
+            self.network, shown(words) if self.settings.recovery else words, self.journal,
             fisher_windows=self.settings.fisher_windows, seed=self.settings.seed, progress=self.progress,
             workers=self.workers,
         )  # fmt: skip

@@ -7,7 +7,7 @@ is finished by itself; training of the whole network starts again when it is int
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 from pennyweight import catalogue
 from pennyweight.corpus import Windows
 from pennyweight.errors import InvalidFormat, InvalidMethod, InvalidText
-from pennyweight.flow.apply import Applied, Row, squares
+from pennyweight.flow.apply import Applied, Row, carry_out, squares
 from pennyweight.flow.collect import Collected
 from pennyweight.flow.progress import QUIET, Progress
 from pennyweight.formats import Compressed, Format, Part, Refittable
@@ -28,6 +28,7 @@ from pennyweight.numerics.hashing import of_value
 from pennyweight.numerics.memory import release
 from pennyweight.numerics.random import derived_seed
 from pennyweight.piece import Piece, Weights
+from pennyweight.statistics import Statistics
 
 Behind = tuple[list[Callable[[Tensor], Tensor]], Callable[[Tensor], Tensor]]  # blocks, and what is behind the last
 
@@ -53,7 +54,7 @@ def check_recovery(specs: Sequence[str], network: Network, formats: Mapping[str,
     for spec in specs:
         method = catalogue.find(spec, "recovery")
         for site, format in formats.items():
-            if not isinstance(format, Refittable):
+            if method.learns and not isinstance(format, Refittable):
                 raise InvalidFormat(
                     f"{method.name} cannot learn the parameters of {format.label()}",
                     expected="integer grids, affine, ternary or residual binary codes, or vectors",
@@ -93,6 +94,32 @@ def recover(applied: Applied, collected: Collected, calibration: Windows, *, pro
     return applied
 
 
+def split(ids: Tensor) -> tuple[Sequence[Tensor], int]:
+    """Windows of calibration text in batches of one shape, and how many of the last ones are held out from training."""
+    count, length = ids.shape
+    batches = torch.split(ids, max(1, min(BATCH_TOKENS // length, count // BATCHES)))
+    if len(batches) > 1 and len(batches[-1]) < len(batches[0]):
+        batches = batches[:-1]
+    return batches, max(1, round(HELD_OUT * len(batches)))
+
+
+def shown(calibration: Windows) -> Windows:
+    """The windows that recovery does not hold out: those that statistics may rest on where it follows.
+
+    Codes fit the text that their statistics were collected on, and look better there than they are: on windows that
+    they had seen, no training from other windows would gain.
+    """
+    batches, held_out = split(calibration.ids)
+    count = sum(len(batch) for batch in batches[:-held_out])
+    if not count:
+        return calibration
+    ends = None if calibration.ends is None else calibration.ends[:count]
+    return replace(
+        calibration, ids=calibration.ids[:count], documents=calibration.documents[:count], ends=ends,
+        fingerprint=f"{calibration.fingerprint}, {count} of {len(calibration)}",
+    )  # fmt: skip
+
+
 @dataclass(eq=False)
 class Recovery:
     """One method of recovery on one network.
@@ -115,22 +142,14 @@ class Recovery:
         network = self.applied.network
         self.method = catalogue.find(self.specs[-1], "recovery")
         self.stream = Stream(network, dtype=torch.float32)
-        count, length = self.calibration.ids.shape
-        self.ids = torch.split(self.calibration.ids, max(1, min(BATCH_TOKENS // length, count // BATCHES)))
-        if len(self.ids) > 1 and len(self.ids[-1]) < len(self.ids[0]):
-            self.ids = self.ids[:-1]  # one shape for all
+        self.ids, self.held_out = split(self.calibration.ids)
         if len(self.ids) < 2:
             raise InvalidText(
-                f"{count} window of text to learn from", expected="at least two: one is held out",
+                f"{len(self.calibration)} window of text to learn from", expected="at least two: one is held out",
                 mend="more text, or --calibration-windows 64", site="calibration",
             )  # fmt: skip
         self.sites = [s for s in network.sites if s.name in self.applied.keys and s.block is not None]
         self.key = of_value([self.applied.plan.to_toml(), self.calibration.fingerprint, list(self.specs)])[:16]
-
-    @property
-    def held_out(self) -> int:
-        """Batches that are only measured."""
-        return max(1, round(HELD_OUT * len(self.ids)))
 
     def network(self) -> Applied:
         """Train the whole network."""
@@ -176,9 +195,12 @@ class Recovery:
                 behind = self._behind(stack) if "onward" in self.method.needs else None
                 for index in range(len(blocks)):
                     with self.stream.block(index) as run:
-                        before, given = [run(hidden) for hidden in before], after
+                        entering, before, given = before, [run(hidden) for hidden in before], after
                         if index >= done:
-                            piece = self._block(index, given, before, behind)
+                            piece = replace(
+                                self._block(index, given, before, behind),
+                                reads=self._reads(index, run, entering, given), store=self._store(index),
+                            )  # fmt: skip
                             self._train(piece, self._sites(index), blocks[index].name, nothing)
                         stored = {site.parameter: self._stored(site) for site in self._sites(index)}
                         after = [self.stream.replaced(index, hidden, stored) for hidden in given]
@@ -205,6 +227,30 @@ class Recovery:
 
         piece = Piece(len(self.ids), self.held_out, run, lambda batch: meant[batch], run_with=run)
         return piece if behind is None else replace(piece, onward=onward, logits=behind[1])
+
+    def _reads(
+        self, index: int, run: Callable[[Tensor], Tensor], entering: Sequence[Tensor], given: Sequence[Tensor]
+    ) -> Callable[[Weights | None, int, Collection[str]], Weights]:
+        def reads(weights: Weights | None, batch: int, names: Collection[str]) -> Weights:
+            with self.stream.reading(names) as seen:
+                if weights is None:
+                    run(entering[batch])
+                else:
+                    self.stream.replaced(index, given[batch], weights)
+            return seen
+
+        return reads
+
+    def _store(self, index: int) -> Callable[[str, Tensor, Tensor], Part]:
+        sites, plan = {site.parameter: site for site in self._sites(index)}, self.applied.plan
+
+        def store(name: str, weight: Tensor, gram: Tensor) -> Part:
+            site = sites[name]
+            seen = Statistics(edge=site.reads, count=1, gram=gram)
+            result, _, _ = carry_out(plan.steps[site.name], weight, seen, plan.seed, site.name)
+            return result.parts[0]
+
+        return store
 
     def _train(self, piece: Piece, sites: Sequence[Site], name: str, advance: Callable[[], None]) -> None:
         network, journal = self.applied.network, self.applied.journal

@@ -37,7 +37,7 @@ from pennyweight.flow.make_plan import Planner, check_files, check_plan, usual_d
 from pennyweight.flow.memory import held
 from pennyweight.flow.options import tabulate, timed
 from pennyweight.flow.progress import QUIET, Progress
-from pennyweight.flow.recover import recover
+from pennyweight.flow.recover import recover, shown
 from pennyweight.flow.rounding import activations_of
 from pennyweight.flow.text import some
 from pennyweight.latency import Latency
@@ -89,13 +89,17 @@ def collect(
     needs: frozenset[str] = frozenset({"gram", "fisher"}),
     work: str | Path | None = None,
     seed: int = 0,
+    before_recovery: bool = False,
     progress: Progress = QUIET,
 ) -> Collected:
     """Statistics of every edge, on disk in `work`; an interrupted call with the same `work` goes on.
 
+    Where the plan will train on the same windows, `before_recovery` leaves out those that training holds out.
+
     Raises:
         InvalidOutput: `work` holds statistics of something else.
     """
+    calibration = shown(calibration) if before_recovery else calibration
     directory = Path(work) if work is not None else Path(tempfile.mkdtemp(prefix="pennyweight-"))
     header = {
         "model": network.source.fingerprint, "calibration": calibration.fingerprint, "needs": sorted(needs),

@@ -42,7 +42,7 @@ def test_every_method_gains_and_the_ledger_says_so(
     llama: Path, text: Path, plan: Plan, nursery: Nursery, tmp_path: Path
 ) -> None:
     kl = []
-    for number, recovery in enumerate([(), METHODS[:1], METHODS[1:], METHODS]):
+    for number, recovery in enumerate([(), METHODS[:1], METHODS[1:], METHODS, ("corrected_target",)]):
         out = tmp_path / str(number) / "small"
         out.parent.mkdir()
         ended = nursery.run(command(llama, text, plan, out, recovery))
@@ -53,10 +53,11 @@ def test_every_method_gains_and_the_ledger_says_so(
         assert all(row["actual"].endswith(names) or row["reason"] for row in rows)
         assert any(row["actual"] == f"{row['intended']}{names}" for row in rows)
         assert Plan.from_toml((out / "pennyweight/plan.toml").read_text()).recovery == recovery
-    plain, block, whole, both = kl
+    plain, block, whole, both, corrected = kl
     assert block < 0.97 * plain
     assert whole < plain
     assert both < 0.95 * plain
+    assert corrected < plain
 
 
 def test_killed_on_the_way(llama: Path, text: Path, plan: Plan, nursery: Nursery, tmp_path: Path) -> None:

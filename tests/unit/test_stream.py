@@ -189,3 +189,28 @@ def test_vectors_are_added_to_what_a_weight_multiplies(network_of: NetworkOf, mo
     hook.remove()
     torch.testing.assert_close(moved.detach(), expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(plain, expected, atol=1e-3)
+
+
+def test_what_modules_read_is_shown_and_no_more_is_run_than_that_takes(network_of: NetworkOf) -> None:
+    network = network_of("llama")
+    runner, ids = Stream(network), token_ids(1, 6)
+    names = [name for name in network.blocks[0].parameters if name.endswith("proj.weight")]
+    ran = list[str]()
+    with torch.no_grad():
+        with runner.beginning() as begin:
+            start = begin(ids)
+        with runner.block(0) as run:
+            runner.module(names[-1].removesuffix(".weight")).register_forward_hook(lambda *_: ran.append("last"))
+            with runner.reading([*names, "elsewhere.bias"]) as everything:
+                expected = run(start)
+            assert ran == ["last"]
+            with runner.reading(names[:1]) as first:
+                run(start)
+            assert ran == ["last"], "it went on"
+            torch.testing.assert_close(run(start), expected)
+    assert set(everything) == set(names)
+    assert torch.equal(first[names[0]], everything[names[0]])
+    assert [len(x) for x in everything.values()] == [6] * len(names)
+    shared = {name.split(".")[-2]: x.data_ptr() for name, x in everything.items()}
+    assert shared["q_proj"] == shared["k_proj"] == shared["v_proj"] != shared["o_proj"]
+    assert shared["gate_proj"] == shared["up_proj"] != shared["down_proj"]

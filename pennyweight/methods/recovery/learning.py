@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -43,6 +43,7 @@ class Schedule:
         InvalidMethod: a negative one.
     """
 
+    learns: ClassVar[bool] = True  # parameters of a format, which has to have some
     steps: int
     batches: int
     rate: float

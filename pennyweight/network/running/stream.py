@@ -8,7 +8,7 @@ embeddings, soft caps and whatever a family does around its blocks need no code 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -135,6 +135,31 @@ class Stream:
             output = functional_call(self._model.get_submodule(block.name), local, (hidden, *args), kwargs)
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result
+
+    @contextmanager
+    def reading(self, names: Collection[str]) -> Iterator[dict[str, Float[Tensor, "tokens n"]]]:
+        """A context that fills with what modules read, by the name of their weight; left as soon as all have read.
+
+        Args:
+            names: of weights; one that no module has as its `weight` is never seen.
+        """
+        seen = dict[str, Tensor]()
+
+        def see(name: str, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            seen[name] = inputs[0].flatten(0, -2)
+            if len(seen) == len(names):
+                raise _Stop
+
+        with ExitStack() as stack:
+            for name in names:
+                path, _, attribute = name.rpartition(".")
+                if attribute == "weight":
+                    hook = partial(see, name)
+                    stack.callback(self._model.get_submodule(path).register_forward_pre_hook(hook).remove)
+            try:
+                yield seen
+            except _Stop as stop:
+                traceback.clear_frames(stop.__traceback__)
 
     @contextmanager
     def end(self) -> Iterator[Callable[[Float[Tensor, "tokens size"]], Float[Tensor, "tokens vocabulary"]]]:

@@ -1,0 +1,90 @@
+"""The shelf as one page: every quantizer and method of recovery, with a row a pair: docs/concepts/shelf.md.
+
+    python benchmarks/shelf_table.py
+
+Nothing is measured here: rows are those of benchmarks/results/, made by shelf.py, shelf_modules.py, recovery.py and
+recovery_small.py; tests/unit/test_shelf_table.py holds the page to them, and asks for a row of every method.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "concepts" / "shelf.md"
+NETWORKS = {"minilm": "MiniLM", "resnet": "ResNet", "vit": "ViT", "mixtral": "Mixtral", "mamba": "Mamba"}
+Row = dict[str, Any]
+
+
+def results(name: str) -> list[Row]:
+    """Rows of a file of results."""
+    rows: list[Row] = json.loads((HERE / "results" / f"{name}.json").read_text())["rows"]
+    return rows
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Markdown, the first column to the left."""
+    rule = ["---", *["---:"] * (len(headings) - 1)]
+    return [f"| {' | '.join(cells)} |" for cells in (headings, rule, *rows)] + [""]
+
+
+def page() -> str:
+    """The whole page."""
+    shelf = sorted(results("shelf"), key=lambda row: (-round(row["bits"], 2), row["kl"]))
+    lines = [
+        "# The shelf", "",
+        "Made by `python benchmarks/shelf_table.py` out of `benchmarks/results/`; the tests hold it to them. What the "
+        "methods do stands in their pages ([quantizers](../methods/quantization.md), [formats](../methods/formats.md), "
+        "[recovery](../methods/recovery.md)); what papers say of two of them, and whether it holds here, in "
+        "[orderings](orderings.md).", "",
+        "## SmolLM2-135M-Instruct, every linear layer of the blocks", "",
+        f"Each layer by itself on the gram matrices of the reference; perplexity before {shelf[0]['reference']:.2f}; "
+        "KL to the network before, nats a token; seconds of one core for the rounding alone "
+        "(`benchmarks/shelf.py`).", "",
+        *table(
+            ("step", "bits", "perplexity", "KL", "same token", "s"),
+            ([f"`{row['step']}`", f"{row['bits']:.2f}", number(row["perplexity"]), number(row["kl"]),
+              f"{row['agreement']:.3f}", f"{row['cpu_seconds']:.0f}"] for row in shelf),
+        ),
+    ]  # fmt: skip
+    found = dict[str, Row]()
+    for row in results("shelf_modules"):
+        found.setdefault(row["step"], {})[row["network"]] = row["change"]
+    lines += [
+        "## Five small networks", "",
+        "Groups of 32, where they divide a layer's inputs. MiniLM: one minus the cosine of embeddings; the others: KL "
+        "of predictions, nats; all but MiniLM trained in the benchmark (`benchmarks/shelf_modules.py`).", "",
+        *table(
+            ("step", *NETWORKS.values()),
+            ([f"`{step}`", *(number(row[net]) if net in row else "" for net in NETWORKS)]
+             for step, row in found.items()),
+        ),
+        "## Recovery, SmolLM2", "",
+        "KL and the seconds of everything, statistics included (`benchmarks/recovery.py`).", "",
+        *table(
+            ("codes by", "and then", "bits", "perplexity", "KL", "s"),
+            ([f"`{row['step']}`", ", ".join(row["recovery"]) or "nothing", f"{row['bits']:.2f}",
+              number(row["perplexity"]), number(row["kl"]), f"{row['cpu_seconds']:.0f}"]
+             for row in sorted(results("recovery"), key=lambda row: (-row["bits"], -row["kl"]))),
+        ),
+        "## Recovery, a small Llama", "",
+        "Four blocks trained on bytes in the benchmark, codes by GPTQ; KL after each method, every one from the same "
+        "codes (`benchmarks/recovery_small.py`).", "",
+    ]  # fmt: skip
+    small = dict[str, Row]()
+    for row in results("recovery_small"):
+        small.setdefault(", ".join(row["recovery"]) or "GPTQ alone", {})[row["step"].removeprefix("gptq ")] = row["kl"]
+    labels = list(dict.fromkeys(label for row in small.values() for label in row))
+    lines += table(("then", *labels), ([way, *(number(row[label]) for label in labels)] for way, row in small.items()))
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def number(value: float) -> str:
+    """Three digits."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(PAGE)
