@@ -66,6 +66,7 @@ KEYS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {  # the co
     "shelf": ("kl", lambda row: row["step"]),
     "activations": ("kl", lambda row: row["way"]),
     "recovery": ("kl", recovery),
+    "recovery_small": ("kl", recovery),
     "shelf_modules": ("change", lambda row: f"{row['network']}: {row['step']}"),
     "peers": ("kl", lambda row: f"{row['tool']} at {row['width']} bits"),
 }
@@ -164,11 +165,35 @@ SOURCES: Mapping[str, Sequence[Claim]] = {
         Claim(says="groups far below whole rows, W4A8", file="activations", less="w4a8 progressive", more="w4a8 rows"),
     ],
     "EfficientQAT, arXiv:2407.11062": [
-        Claim(says="block-wise training below GPTQ, 2 bits", file="recovery",
-              less="gptq int2 g64 asym + block_wise", more="gptq int2 g64 asym"),
+        *(Claim(says=f"block-wise training below GPTQ, {width} bits, a small Llama", file="recovery_small",
+                less=f"gptq int{width} g32 asym + block_wise", more=f"gptq int{width} g32 asym")
+          for width in (4, 3, 2)),
+        *(Claim(says=f"both phases below {one.replace('_', '-')} alone, {width} bits, a small Llama",
+                file="recovery_small", less=f"gptq int{width} g32 asym + block_wise + end_to_end",
+                more=f"gptq int{width} g32 asym + {one}")
+          for width in (3, 2) for one in ("block_wise", "end_to_end")),
         *(Claim(says=f"scales trained end to end below what they start from, {width} bits", file="recovery",
                 less=f"coordinate_descent int{width} g64 asym + end_to_end",
                 more=f"coordinate_descent int{width} g64 asym") for width in (4, 3, 2)),
+    ],
+    "GPTAQ and Qronos, arXiv:2504.02692 and 2505.11695": [
+        *(Claim(says=f"aiming at the reference's outputs below GPTQ, {label}, a small Llama", file="recovery_small",
+                less=f"gptq {label} + corrected_target", more=f"gptq {label}")
+          for label in ("int4 g32 asym", "int3 g32 asym", "int2 g32 asym")),
+    ],
+    "APHQ-ViT, arXiv:2504.02508": [
+        *(Claim(says=f"its importance below plain block-wise training, {width} bits, a small Llama",
+                file="recovery_small", less=f"gptq int{width} g32 asym + average_hessian",
+                more=f"gptq int{width} g32 asym + block_wise") for width in (3, 2)),
+    ],
+    "Tequila, arXiv:2509.23809": [
+        Claim(says="below training without its bias, ternary, a small Llama", file="recovery_small",
+              less="gptq ternary g32 + tequila", more="gptq ternary g32 + end_to_end"),
+    ],
+    "BinaryDM, arXiv:2404.05662": [
+        Claim(says="projections on principal directions below plain block-wise training, two signs, a small Llama",
+              file="recovery_small",
+              less="gptq binary2 g32 + low_rank_mimicking", more="gptq binary2 g32 + block_wise"),
     ],
     "Quantization Robustness to Input Degradations, arXiv:2508.19600": [
         Claim(says="degraded calibration brings nothing", file="activations", near=True,

@@ -54,7 +54,7 @@ def main() -> None:
     calibration = pw.sample(
         arguments.calibration, network, count=arguments.calibration_windows, length=512, seed=arguments.seed
     )
-    shown = pw.sample(arguments.calibration, network, count=arguments.gram_windows, length=512, seed=arguments.seed)
+    shown = replace(calibration, ids=calibration.ids[: arguments.gram_windows])  # recovery holds out the last ones
     settings = {
         "seed": arguments.seed, "windows": arguments.windows, "tokens": 512, "gram_windows": arguments.gram_windows,
         "calibration_windows": arguments.calibration_windows, "threads": torch.get_num_threads(),

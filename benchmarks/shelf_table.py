@@ -1,15 +1,17 @@
-"""The shelf as one page: every quantizer and method of recovery, with a row a pair: docs/concepts/shelf.md.
+"""The shelf as one page: quantizers and methods of recovery, with a row a pair: docs/concepts/shelf.md.
 
     python benchmarks/shelf_table.py
 
 Nothing is measured here: rows are those of benchmarks/results/, made by shelf.py, shelf_modules.py, recovery.py and
-recovery_small.py; tests/unit/test_shelf_table.py holds the page to them, and asks for a row of every method.
+recovery_small.py; tests/unit/test_shelf_table.py holds the page to them. Methods that have no row yet are named.
 """
 
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from pennyweight import catalogue
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "concepts" / "shelf.md"
@@ -48,6 +50,7 @@ def page() -> str:
               f"{row['agreement']:.3f}", f"{row['cpu_seconds']:.0f}"] for row in shelf),
         ),
     ]  # fmt: skip
+    lines += without("quantization", {row["step"].partition("(")[0].split()[0] for row in shelf})
     found = dict[str, Row]()
     for row in results("shelf_modules"):
         found.setdefault(row["step"], {})[row["network"]] = row["change"]
@@ -77,7 +80,14 @@ def page() -> str:
         small.setdefault(", ".join(row["recovery"]) or "GPTQ alone", {})[row["step"].removeprefix("gptq ")] = row["kl"]
     labels = list(dict.fromkeys(label for row in small.values() for label in row))
     lines += table(("then", *labels), ([way, *(number(row[label]) for label in labels)] for way, row in small.items()))
+    lines += without("recovery", {name for row in results("recovery_small") for name in row["recovery"]})
     return "\n".join(lines).rstrip() + "\n"
+
+
+def without(room: str, known: set[str]) -> list[str]:
+    """A line on the methods of a room that have no row yet."""
+    missing = [f"`{kind.name}`" for kind in catalogue.classes(room) if kind.name not in known]
+    return [f"Not measured yet: {', '.join(missing)}.", ""] if missing else []
 
 
 def number(value: float) -> str:
