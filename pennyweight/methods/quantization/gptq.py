@@ -6,6 +6,11 @@ Departs from it: scales are fitted before the sweep, on the original weight, so 
 first) leaves no trace in what is stored; `static=False` fits them when the sweep reaches a group, as the paper does.
 The sweep runs on Wᵀ, where a column of inputs is contiguous in memory. An input that is never active is rounded
 plainly: the reference code sets its weights to zero instead, which no output of the calibration text can tell apart.
+
+When: two to four bits and some ten thousand tokens of text; what other methods are compared with. Cost: a factor of
+each gram matrix, shared by all layers that read it, and one sweep of the weight. Known failures: it fits the gram
+matrix it is given: with few tokens an input, codes are better on that text than on any other. Errors of the blocks
+before are not seen (`corrected_target` is for that).
 """
 
 from __future__ import annotations

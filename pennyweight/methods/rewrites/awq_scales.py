@@ -4,6 +4,10 @@ Identity: (x / s) (W diag(s))ᵀ = x Wᵀ, with 1 / s folded into whatever write
 Source: Lin, Tang, Tang, Yang, Xiao, Dang, Gan, Han. AWQ. MLSys 2024. arXiv:2306.00978, section 3.2.
 Algebraic: equal in real arithmetic. Departs from it: the error is that of the layers that read the edge, not of the
 attention or MLP around them; keys' heads that several queries share take one scale instead of none; no clipping here.
+
+When: weights of four bits and fewer that are rounded plainly, and one static scale for activations, where it is among
+the few that help. Cost: twenty roundings of every layer behind an edge. Known failures: nothing is left to gain where
+the quantizer weighs inputs itself (GPTQ), or after a rotation, which makes all channels alike.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ Identity: with M = I - 1 1ᵀ / d, LayerNorm(M x) = LayerNorm(x), and M Σ (W h 
 Source: Pre-RMSNorm (Jiang, Gu, Zhu and Pan, 2023, arXiv:2305.14858); a step of QuaRot's for LayerNorm networks.
 Algebraic: equal in real arithmetic. M is a projection and has no inverse, but a stream that only LayerNorms read does
 not need one. Doing it twice changes nothing.
+
+When: before `layer_to_rms`, or a rotation of a network with LayerNorms. Cost: one pass over the writers' weights. Known
+failures: a stream that something else than a LayerNorm reads does not let its mean go, and is left as it is.
 """
 
 from __future__ import annotations

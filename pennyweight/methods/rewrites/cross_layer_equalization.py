@@ -5,6 +5,10 @@ Source: Nagel, van Baalen, Blankevoort, Welling. Data-Free Quantization Through 
 ICCV 2019. arXiv:1906.04721, section 4.1. Batch norms are folded first, by `fold_batch_norm`.
 Algebraic: equal in real arithmetic. Departs from it: three layers around a depthwise one come to one range by going
 over both pairs again, which has the same end; the absorption of high biases, which is not exact, is left out.
+
+When: convolutions with a scale a tensor, behind a ReLU. Cost: a few passes over ranges of weights; no data. Known
+failures: it looks at weights alone, and activations of the channels it enlarges grow: on SmolLM2 one static scale for
+activations gets worse (80 against 63 in perplexity).
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 Identity: g (W x + c - m) / sqrt(v + eps) + b = (s W) x + s (c - m) + b with s = g / sqrt(v + eps).
 Source: Jacob et al., 2017, arXiv:1712.05877, section 3.2; every converter for inference does it.
 Algebraic: equal in real arithmetic. In evaluation the statistics m, v are constants: the norm is a scale and a shift.
+
+When: always, before weights of a convolution are rounded: they are what an engine multiplies with. Cost: none. Known
+failures: a norm whose input is read elsewhere too stays; one that is trained further must not be folded.
 """
 
 from __future__ import annotations

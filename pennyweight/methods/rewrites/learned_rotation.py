@@ -7,6 +7,10 @@ Algebraic: equal in real arithmetic, whatever was learned.
 Departs from it: the paper's loss is the cross entropy of the whole rounded network; here it is the sum of the relative
 output errors of the layers that read the edge, on rows kept from calibration, so each rotation is learned by itself and
 no network is run. The inverse is solved for and not iterated; the step is the paper's cap, 1 / ‖A‖₁, times a cosine.
+
+When: activations of four bits, where seconds are there for it. Cost: minutes a network; rows of activations are kept.
+Known failures: every edge minds its own layers, so what the network as a whole would want is not seen; with few rows it
+learns them by heart.
 """
 
 from __future__ import annotations

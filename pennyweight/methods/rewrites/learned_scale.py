@@ -7,6 +7,9 @@ Algebraic: equal in real arithmetic, whatever was learned.
 Departs from it: the papers compare hidden states of the whole network, or of a block; here every edge is learned by
 itself, from the outputs of the layers that read it, on rows kept from calibration. Queries and keys are judged
 channel by channel before their positions turn them. Weight and activation ranges are not learned: formats have them.
+
+When: one static scale for activations and 8 bits. Cost: forty steps on kept rows an edge. Known failures: as
+`learned_rotation`, each edge by itself; scales of channels that calibration never showed large are guesses.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ Identity: (Λ q)ᵀ (Λ⁻¹ k) = qᵀ k, and with rotary positions where both c
 Source: Lin, Tang, Yang, Zhang, Xiao, Gan, Han. QServe. MLSys 2025. arXiv:2405.04532, section 4.2.
 Algebraic: equal in real arithmetic. Which channels share a scale, and which heads of queries share a head of keys, is
 not known here: the symmetry says so. Keys that are normed are scaled in the gains of those norms.
+
+When: keys are kept in four or eight bits. Cost: ranges of one pass. Known failures: keys that a position turns share a
+scale in pairs, so an outlier in one of them is not taken away whole.
 """
 
 from __future__ import annotations

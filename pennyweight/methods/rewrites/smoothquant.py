@@ -4,6 +4,10 @@ Identity: (x / s) (W diag(s))ᵀ = x Wᵀ, with 1 / s folded into the gain and b
 Source: Xiao, Lin, Seznec, Wu, Demouth, Han. SmoothQuant. ICML 2023. arXiv:2211.10438, equation 4.
 Algebraic: equal in real arithmetic. Departs from it: a channel that is never active, or that no weight reads, keeps its
 scale, and the readers of an edge may be any layers, a router or an output head among them.
+
+When: weights and activations of eight bits. Cost: ranges of one pass; nothing at run time. Known failures: one exponent
+for all edges is a guess; only layers behind a norm are smoothed unless `norms_only=False`; weights of four bits mind
+what is moved into them.
 """
 
 from __future__ import annotations

@@ -5,6 +5,9 @@ Source: Pan, Wang, Zheng, Li, Wang, Zhang. SmoothQuant+. 2023. arXiv:2312.03788.
 exponents and min-max groups of 128 are ours.
 Algebraic: equal in real arithmetic. Departs from it: the loss of a layer is measured on what it read in the unrounded
 network, so that one pass over the data is enough; and where plain rounding loses least, nothing is smoothed.
+
+When: weights of four bits rounded plainly, and before a rotation. Cost: 21 roundings of every layer. Known failures: it
+gains next to nothing in groups of 64 on SmolLM2 (36.80 against 36.83).
 """
 
 from __future__ import annotations

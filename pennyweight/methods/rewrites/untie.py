@@ -3,6 +3,9 @@
 Source: common practice; a step of QuaRot (arXiv:2404.00456). The final norm's gain goes into the head alone, which a
 shared tensor cannot take: it would scale the embedding too.
 Bitwise: the same numbers are used, stored twice.
+
+When: the head is to be rounded, rotated or scaled in another way than the embedding. Cost: the head's bytes once more.
+Known failures: none; what shared a tensor counts twice in a budget.
 """
 
 from __future__ import annotations

@@ -6,6 +6,9 @@ Algebraic: equal in real arithmetic; U and V are halves of sums of two weights, 
 
 It changes what a quantizer sees and nothing else. As a codebook after training it gains nothing over signs of real
 numbers.
+
+When: to look at weights as {±1, ±i} codes do. Cost: sums of two halves of a weight. Known failures: an odd number of
+channels cannot be paired.
 """
 
 from __future__ import annotations
