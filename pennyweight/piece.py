@@ -27,7 +27,7 @@ class Piece:
             products of these read there, `[tokens, in]` by parameter, in the order in which they are reached; one that
             no module has by itself is missing.
         store: a parameter's name, a weight `[out, in]` and the gram matrix of its inputs -> what the plan's step makes
-            of that weight.
+            of that weight; None where it could not be carried out.
         run_with: the same as `run`, with a vector that is added to the outputs of a weight's product, by parameter;
             None where nothing can be added.
         logits: hidden states of single tokens behind the last block `[tokens, size]` -> logits; None for a piece that
@@ -44,4 +44,4 @@ class Piece:
     onward: Callable[[Float[Tensor, "windows length size"]], Float[Tensor, "windows length size"]] | None = None
     run_with: Callable[[Weights, int, Weights], Float[Tensor, "windows length size"]] | None = None
     reads: Callable[[Weights | None, int, Collection[str]], Weights] | None = None
-    store: Callable[[str, Float[Tensor, "out n"], Float[Tensor, "n n"]], Part] | None = None
+    store: Callable[[str, Float[Tensor, "out n"], Float[Tensor, "n n"]], Part | None] | None = None

@@ -241,14 +241,14 @@ class Recovery:
 
         return reads
 
-    def _store(self, index: int) -> Callable[[str, Tensor, Tensor], Part]:
+    def _store(self, index: int) -> Callable[[str, Tensor, Tensor], Part | None]:
         sites, plan = {site.parameter: site for site in self._sites(index)}, self.applied.plan
 
-        def store(name: str, weight: Tensor, gram: Tensor) -> Part:
+        def store(name: str, weight: Tensor, gram: Tensor) -> Part | None:
             site = sites[name]
             seen = Statistics(edge=site.reads, count=1, gram=gram)
-            result, _, _ = carry_out(plan.steps[site.name], weight, seen, plan.seed, site.name)
-            return result.parts[0]
+            result, _, reason = carry_out(plan.steps[site.name], weight, seen, plan.seed, site.name)
+            return None if reason else result.parts[0]  # another step than the plan's is no better start
 
         return store
 
@@ -261,13 +261,15 @@ class Recovery:
         rows = {row.site: row for row in self.applied.ledger()}
         for site in sites:
             part = found[site.parameter]
-            row = self._row(rows[site.name], site, part, weights[site.parameter], bool(record["kept"]))
+            row = self._row(rows[site.name], site, part, weights[site.parameter], record)
             journal.save_tensors(self._key(site), dict(part.tensors), {site.name: asdict(row)})
         journal.save(f"recovered/{self.key}-{of_value(name)[:8]}.json", record)
 
-    def _row(self, row: Row, site: Site, part: Part, weight: Tensor, kept: bool) -> Row:
-        if not kept:
+    def _row(self, row: Row, site: Site, part: Part, weight: Tensor, record: Mapping[str, Any]) -> Row:
+        if not record["kept"]:
             return replace(row, reason=f"{self.method.name} gained nothing on text it had not seen")
+        if site.parameter in record.get("left", ()):
+            return replace(row, reason=f"{self.method.name} could not see what it reads, or not round for that")
         assert site.block is not None
         gram = self.collected.block(site.block)[site.reads].require_gram()
         result = Compressed((part,), site.shape)

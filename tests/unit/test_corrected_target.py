@@ -126,9 +126,37 @@ def test_a_weight_that_is_not_seen_keeps_its_codes() -> None:
     piece = piece_of(weight, meant, now, "int4 g32 asym")
     parts = {name: formats.parse("int4 g32 asym").store(weight) for name in ("w", "experts")}
     weights = dict.fromkeys(parts, weight)
-    found, _ = CorrectedTarget().recover(piece, parts, weights, seed=0, advance=lambda: None)
+    found, record = CorrectedTarget().recover(piece, parts, weights, seed=0, advance=lambda: None)
     assert found["experts"] is parts["experts"]
+    assert record["left"] == ["experts"]
     assert not torch.equal(decoded(found, weights)["w"], decoded(parts, weights)["w"])
+
+
+def test_a_weight_that_reads_some_tokens_only_keeps_its_codes() -> None:
+    """Routed by a network that was rounded, these may be others than in the reference."""
+    weight = torch.randn(OUT, IN, generator=torch.Generator().manual_seed(5))
+    meant, now = inputs(0.15)
+    piece = piece_of(weight, meant, now, "int4 g32 asym")
+
+    def reads(values: Weights | None, batch: int, _: Collection[str]) -> Weights:
+        x = meant[batch] if values is None else now[batch]
+        return {"w": x, "expert": x[: 100 if values is None else 90]}
+
+    parts = {name: formats.parse("int4 g32 asym").store(weight) for name in ("w", "expert")}
+    weights = dict.fromkeys(parts, weight)
+    found, record = CorrectedTarget().recover(replace(piece, reads=reads), parts, weights, seed=0, advance=lambda: None)
+    assert record["left"] == ["expert"]
+    assert found["w"] is not parts["w"]
+
+
+def test_a_weight_that_cannot_be_rounded_keeps_its_codes() -> None:
+    weight = torch.randn(OUT, IN, generator=torch.Generator().manual_seed(5))
+    piece = replace(piece_of(weight, *inputs(0.15), "int4 g32 asym"), store=lambda *_: None)
+    parts = {"w": formats.parse("int4 g32 asym").store(weight)}
+    found, record = CorrectedTarget().recover(piece, parts, {"w": weight}, seed=0, advance=lambda: None)
+    assert found["w"] is parts["w"]
+    assert record["left"] == ["w"]
+    assert not record["kept"]
 
 
 def test_a_whole_network_is_no_piece_for_it() -> None:

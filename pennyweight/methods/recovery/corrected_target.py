@@ -13,8 +13,8 @@ it takes 40 to 60 % off GPTQ's KL, as much as `block_wise`, in less time, and `e
 alone (`benchmarks/results/recovery_small.json`). Cost: some three passes of a block over the text, for the reference
 and for what is compressed, two gram matrices a layer, and its quantizer once more. Known failures: W* fits the text it
 was made of, more so the fewer the tokens; the batches held out tell, and such a block stays as it was. λ has to stand
-in both factors, or W* shrinks towards zero. Only layers that are modules with a weight are seen, so not experts that
-share one tensor: their codes stay.
+in both factors, or W* shrinks towards zero. Only layers that are modules and read every token are seen, so no experts:
+their codes stay.
 """
 
 from __future__ import annotations
@@ -80,21 +80,26 @@ class CorrectedTarget:
                 seen = moments(piece, found, weights, names, self.batches)
                 for name in names:
                     target = seen.target(weights[name].float(), self.damping, self.strength)
-                    found[name] = piece.store(name, target, seen.gram / seen.count)
+                    found[name] = piece.store(name, target, seen.gram / seen.count) or found[name]
             course.append(held_out_error(piece, found, weights))
         advance()
         record = {"before": before, "after": course[-1], "steps": self.rounds, "course": course,
+                  "left": [name for name in parts if found[name] is parts[name]],
                   "seconds": time.process_time() - start}  # fmt: skip
         kept = course[-1] < before
         return found if kept else dict(parts), {**record, "kept": kept}
 
 
 def groups(piece: Piece, parts: Mapping[str, Part], weights: Weights) -> list[list[str]]:
-    """Weights whose products read one tensor, in the order in which the piece reaches them; some may be missing."""
+    """Weights whose products read one tensor, in the order in which the piece reaches them.
+
+    Without those that do not read every token: which ones an expert gets may be others in the reference.
+    """
     assert piece.reads is not None
-    found = dict[tuple[int, ...], list[str]]()
+    found, tokens = dict[tuple[int, ...], list[str]](), piece.target(0).shape[:-1].numel()
     for name, x in piece.reads(decoded(parts, weights), 0, parts.keys()).items():
-        found.setdefault((x.data_ptr(), *x.shape), []).append(name)
+        if len(x) == tokens:
+            found.setdefault((x.data_ptr(), *x.shape), []).append(name)
     return list(found.values())
 
 
