@@ -21,11 +21,12 @@ from torch import Tensor
 
 from pennyweight.errors import InvalidFormat
 from pennyweight.formats.logarithmic import BASES, powers
-from pennyweight.formats.passing.passing import Ends, Over, Passing, divisor
+from pennyweight.formats.passing.listed import Listed
+from pennyweight.formats.passing.passing import Over
 
 
 @dataclass(frozen=True, kw_only=True)
-class Powers(Passing):
+class Powers(Listed):
     """Zero and 2^bits − 1 powers, times a scale; numbers below zero become zero.
 
     Args:
@@ -38,9 +39,7 @@ class Powers(Passing):
     """
 
     name: ClassVar[str] = "powers"
-    linear: ClassVar[bool] = False
     base: str = "log-sqrt2"
-    bits: int = 4
 
     def __post_init__(self) -> None:
         if self.base not in BASES or not 2 <= self.bits <= 7:
@@ -66,28 +65,10 @@ class Powers(Passing):
         """Such as `log-sqrt2 4bit tensor`."""
         return f"{self.base} {self.bits}bit {self.over.label()}"
 
-    @property
-    def limits(self) -> tuple[float, float]:
-        """Codes: zero, then powers ascending to one."""
-        return 0, (1 << self.bits) - 1
-
-    def ends(self, low: Float[Tensor, "*tiles"], high: Float[Tensor, "*tiles"]) -> Ends:
-        """The largest number becomes one."""
-        return divisor(high.float()), None
-
-    def encode(self, x: Float[Tensor, ...], scale: Tensor, zero_point: Tensor | None) -> Int8[Tensor, ...]:
-        """The nearest of the powers and zero."""
-        values = self._values(x.device)
-        share = x / scale
-        return torch.bucketize(share, ((values[1:] + values[:-1]) / 2).to(share.dtype)).to(torch.int8)
-
-    def decode(self, codes: Int8[Tensor, ...], scale: Tensor, zero_point: Tensor | None) -> Float[Tensor, ...]:
-        """Powers times the scale."""
-        return self._values(codes.device).to(scale.dtype)[codes.long()] * scale
+    def values(self) -> Float[Tensor, " levels"]:
+        """Zero, then powers ascending to one."""
+        return powers(self.base, int(self.limits[1]))
 
     def exponents(self, codes: Int8[Tensor, ...]) -> Int8[Tensor, ...]:
         """Powers of 1/2 or 1/√2 that codes above zero stand for."""
         return (int(self.limits[1]) - codes).to(torch.int8)
-
-    def _values(self, device: torch.device) -> Tensor:
-        return powers(self.base, int(self.limits[1])).to(device)

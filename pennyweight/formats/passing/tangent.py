@@ -22,18 +22,19 @@ from functools import cache
 from typing import ClassVar, Self
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Float
 from torch import Tensor
 
 from pennyweight.errors import InvalidFormat
-from pennyweight.formats.passing.passing import Ends, Over, Passing, divisor
+from pennyweight.formats.passing.listed import Listed
+from pennyweight.formats.passing.passing import Over
 
 USUAL = 1.3
 SLOPES = tuple(i / 10 for i in range(2, 16))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tangent(Passing):
+class Tangent(Listed):
     """2^bits levels from zero to one on a tangent, times a scale; numbers below zero become zero.
 
     Args:
@@ -46,8 +47,6 @@ class Tangent(Passing):
     """
 
     name: ClassVar[str] = "tangent"
-    linear: ClassVar[bool] = False
-    bits: int = 4
     slope: float | None = None
 
     def __post_init__(self) -> None:
@@ -80,27 +79,9 @@ class Tangent(Passing):
         """With every slope, where it is free."""
         return [self] if self.slope is not None else [replace(self, slope=slope) for slope in SLOPES]
 
-    @property
-    def limits(self) -> tuple[float, float]:
-        """Codes: zero to the largest."""
-        return 0, (1 << self.bits) - 1
-
-    def ends(self, low: Float[Tensor, "*tiles"], high: Float[Tensor, "*tiles"]) -> Ends:
-        """The largest number becomes one."""
-        return divisor(high.float()), None
-
-    def encode(self, x: Float[Tensor, ...], scale: Tensor, zero_point: Tensor | None) -> Int8[Tensor, ...]:
-        """The nearest of the levels."""
-        values = self._values(x.device)
-        share = x / scale
-        return torch.bucketize(share, ((values[1:] + values[:-1]) / 2).to(share.dtype)).to(torch.int8)
-
-    def decode(self, codes: Int8[Tensor, ...], scale: Tensor, zero_point: Tensor | None) -> Float[Tensor, ...]:
-        """Levels times the scale."""
-        return self._values(codes.device).to(scale.dtype)[codes.long()] * scale
-
-    def _values(self, device: torch.device) -> Tensor:
-        return levels(USUAL if self.slope is None else self.slope, self.bits).to(device)
+    def values(self) -> Float[Tensor, " levels"]:
+        """On the tangent of its slope, or of the usual one."""
+        return levels(USUAL if self.slope is None else self.slope, self.bits)
 
 
 @cache
