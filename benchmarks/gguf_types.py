@@ -11,7 +11,9 @@ counts weights by their size too where it can: so it is held to an error here th
 With a model (SmolLM2-135M-Instruct with its channels permuted, see benchmarks/peer_scripts/make_model.py) its down
 projections are among the weights, importance E[x²]. Then all linear weights with a multiple of 256 inputs are stored
 in each of `--types` by either, the rest stays, and windows of 256 tokens of the test text are scored in float32. Rows
-of an earlier run with the same settings and other types are kept.
+of an earlier run with the same settings and other types are kept. `--draws 4` scores what plain rounding gives four
+times more, the error of every row of a weight with a random sign: errors of one size, and how far perplexity strays
+by them.
 """
 
 import argparse
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--test", type=Path)
     parser.add_argument("--types", default="q4_k,q6_k", help="of the second part, with a comma between")
     parser.add_argument("--windows", type=int, default=24)
+    parser.add_argument("--draws", type=int, default=0, help="of random signs, for each type")
     parser.add_argument("--calibration-windows", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -87,12 +90,13 @@ def main() -> None:
             "calibration_windows": arguments.calibration_windows, "seed": arguments.seed, "ggml": version,
         }  # fmt: skip
         types = arguments.types.split(",")
-        rows = machine.kept("gguf_types", settings, lambda row: row["type"] in types)
+        names = [f"signs {draw}" for draw in range(arguments.draws)] or [*OURS, "llama.cpp"]
+        rows = machine.kept("gguf_types", settings, lambda row: row["type"] in types and row["by"] in names)
         before = [scores(model, window) for window in test]
         reference = {"reference": perplexity(before, test)}
         result = {**facts, **settings, **reference, "errors": errors(weights, llama), "rows": rows}
         for type in types:
-            for name in (*OURS, "llama.cpp"):
+            for name in names:
                 rows.append({"commit": facts["commit"], **scored(type, name, model, found, test, before, llama)})
                 print(rows[-1], flush=True)
                 machine.write("gguf_types", result)  # after each: a row takes a minute
@@ -166,6 +170,9 @@ def scored(
         if name in OURS:
             method = catalogue.find(name, "quantization")
             back = method.compress(weight, statistics, format, generator=stream(0, site.name, name)).dequantize()
+        elif name.startswith("signs"):
+            sign = torch.randint(0, 2, (len(weight), 1), generator=stream(0, site.name, name)) * 2 - 1
+            back = weight + sign * (ours(type, weight, statistics.require_gram().diagonal()) - weight)
         else:
             back = llama(type, weight, statistics.require_gram().diagonal())
         originals[site.parameter], parameters[site.parameter].data = weight, back
