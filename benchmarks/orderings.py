@@ -163,7 +163,7 @@ SOURCES: Mapping[str, Sequence[Claim]] = {
     ],
     "ZeroQuant-FP, arXiv:2307.09782": [
         Claim(says="FP4 near INT4, groups of 64, SmolLM2", file="shelf", near=True,
-              less="gptq fp4 e2m1 g64", more="gptq int4 g64 sym"),
+              less="gptq fp4 e2m1 g64", more="gptq int4 g64 asym"),
         Claim(says="its scales, powers of two apart, close to free ones, SmolLM2", file="shelf", near=True,
               less="zeroquant_fp fp4 e2m1 g64", more="gptq fp4 e2m1 g64"),
         Claim(says="FP8 activations below INT8, a token", file="activations", less="fp8 dynamic", more="w8a8 dynamic"),
