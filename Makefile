@@ -67,6 +67,8 @@ ifneq ($(TRAIN),)
 	$(BIN)/python benchmarks/onnx_programs.py --model build/model
 	$(BIN)/python benchmarks/openvino_models.py --model build/model
 	$(BIN)/python benchmarks/peers.py --work build/peers --calibration $(TRAIN) --test $(TEST)
+	$(BIN)/python benchmarks/shelf_table.py
+	$(BIN)/python benchmarks/orderings.py
 ifneq ($(GGML),)
 	$(BIN)/python benchmarks/gguf_types.py --library $(GGML) --model build/model --calibration $(TRAIN) --test $(TEST)
 endif

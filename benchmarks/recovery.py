@@ -27,6 +27,7 @@ import pennyweight as pw
 from pennyweight.flow.apply import Applied, apply
 from pennyweight.flow.journal import open_run
 from pennyweight.flow.recover import recover
+from pennyweight.network.network import Network
 from pennyweight.network.running.run import materialised
 from pennyweight.plan import Plan, Step
 
@@ -69,11 +70,8 @@ def main() -> None:
         collected = time.process_time() - start
         for label in steps:
             step = Step.parse(label)
-            sites = [site for site in network.sites if site.role == "linear" and site.block is not None]
-            plan = Plan(
-                steps={site.name: step for site in sites}, kept={}, engine="transformers", dtype="float16",
-                seed=arguments.seed, bytes=0, damage=0.0, model=network.source.fingerprint,
-            )  # fmt: skip
+            plan = everywhere(step, network, arguments.seed)
+            sites = [network.by_name[name] for name in plan.steps]
             with open_run(Path(work) / label.replace(" ", "-"), {"step": label}) as journal:
                 start = time.process_time()
                 applied = apply(plan, network, statistics, journal)
@@ -95,6 +93,15 @@ def main() -> None:
                     value = {**machine.facts(arguments.seed), "model": "SmolLM2-135M-Instruct, channels permuted"}
                     machine.write(arguments.name, {**value, **settings, "rows": rows})
     show(rows)
+
+
+def everywhere(step: Step, network: Network, seed: int) -> Plan:
+    """One step for every linear weight of the blocks."""
+    sites = [site for site in network.sites if site.role == "linear" and site.block is not None]
+    return Plan(
+        steps={site.name: step for site in sites}, kept={}, engine="transformers", dtype="float16", seed=seed, bytes=0,
+        damage=0.0, model=network.source.fingerprint,
+    )  # fmt: skip
 
 
 def scored(applied: Applied, model: torch.nn.Module, test: Tensor, before: list[Tensor]) -> dict[str, Any]:

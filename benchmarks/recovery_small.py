@@ -18,7 +18,7 @@ import any_module as networks
 import machine
 import scoring
 import torch
-from recovery import scored
+from recovery import everywhere, scored
 
 import pennyweight as pw
 from pennyweight import catalogue
@@ -27,7 +27,7 @@ from pennyweight.flow.apply import apply
 from pennyweight.flow.journal import open_run
 from pennyweight.flow.recover import recover
 from pennyweight.network.running.run import materialised
-from pennyweight.plan import Plan, Step
+from pennyweight.plan import Step
 
 LABELS = ("int4 g32 asym", "int3 g32 asym", "int2 g32 asym", "ternary g32", "binary2 g32")
 PAIRS = ("block_wise, end_to_end", "corrected_target, end_to_end")
@@ -59,11 +59,7 @@ def main() -> None:
             before = [scoring.scores(model, window) for window in test]
             for label in LABELS:
                 step = Step.parse(f"gptq {label}")
-                sites = [site for site in network.sites if site.role == "linear" and site.block is not None]
-                plan = Plan(
-                    steps={site.name: step for site in sites}, kept={}, engine="transformers", dtype="float16",
-                    seed=arguments.seed, bytes=0, damage=0.0, model=network.source.fingerprint,
-                )  # fmt: skip
+                plan = everywhere(step, network, arguments.seed)
                 with open_run(Path(work) / label.replace(" ", "-"), {"step": label}) as journal:
                     applied = apply(plan, network, statistics, journal)
                     for way in asked:

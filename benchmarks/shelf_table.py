@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from orderings import number
+
 from pennyweight import catalogue
 
 HERE = Path(__file__).parent
@@ -88,11 +90,6 @@ def without(room: str, known: set[str]) -> list[str]:
     """A line on the methods of a room that have no row yet."""
     missing = [f"`{kind.name}`" for kind in catalogue.classes(room) if kind.name not in known]
     return [f"Not measured yet: {', '.join(missing)}.", ""] if missing else []
-
-
-def number(value: float) -> str:
-    """Three digits."""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 if __name__ == "__main__":

@@ -159,6 +159,31 @@ def test_a_weight_that_cannot_be_rounded_keeps_its_codes() -> None:
     assert not record["kept"]
 
 
+def test_a_layer_is_rounded_for_what_its_new_neighbours_give_it() -> None:
+    """Two layers in a row: the second must see what the first gives after it was rounded again, not before."""
+    generator = torch.Generator().manual_seed(5)
+    weights = {name: torch.randn(IN, IN, generator=generator) / IN**0.5 for name in ("first", "second")}
+    meant, now = inputs(0.15)
+    seen = list[Tensor]()
+
+    def reads(values: Weights | None, batch: int, names: Collection[str]) -> Weights:
+        x, given = (meant[batch], weights) if values is None else (now[batch], values)
+        if values is not None and set(names) == {"second"}:
+            seen.append(values["first"])
+        return {name: read for name, read in (("first", x), ("second", x @ given["first"].T)) if name in names}
+
+    piece = replace(
+        piece_of(weights["first"], meant, now, "int3 g32 asym"), reads=reads,
+        run=lambda values, batch: (now[batch] @ values["first"].T @ values["second"].T)[None],
+        target=lambda batch: (meant[batch] @ weights["first"].T @ weights["second"].T)[None],
+    )  # fmt: skip
+    parts = {name: formats.parse("int3 g32 asym").store(weight) for name, weight in weights.items()}
+    found, record = CorrectedTarget().recover(piece, parts, weights, seed=0, advance=lambda: None)
+    assert record["kept"]
+    assert seen
+    assert all(torch.equal(first, decoded(found, weights)["first"]) for first in seen)
+
+
 def test_a_whole_network_is_no_piece_for_it() -> None:
     weight = torch.randn(OUT, IN)
     piece = replace(piece_of(weight, *inputs(0.1), "int4 g32 asym"), reads=None)

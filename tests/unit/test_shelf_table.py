@@ -2,23 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from typing import Any
+from pages import load
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-def load() -> Any:
-    spec = importlib.util.spec_from_file_location("shelf_table", BENCHMARKS / "shelf_table.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-shelf_table = load()
+shelf_table = load("shelf_table")
 
 
 def test_the_page_is_what_the_results_say() -> None:

@@ -9,12 +9,12 @@ Departs from them: GPTAQ carries a first-order term through the sweep of GPTQ; t
 quantizer. Layers are rounded anew in the order in which the block reaches them, those that read one tensor together.
 
 When: two to four bits, before `end_to_end` or instead of it: no gradients, a few passes of each block. On a small Llama
-it takes 40 to 60 % off GPTQ's KL, as much as `block_wise`, in less time, and `end_to_end` gains more after it than
-alone (`benchmarks/results/recovery_small.json`). Cost: some three passes of a block over the text, for the reference
-and for what is compressed, two gram matrices a layer, and its quantizer once more. Known failures: W* fits the text it
-was made of, more so the fewer the tokens; the batches held out tell, and such a block stays as it was. λ has to stand
-in both factors, or W* shrinks towards zero. Only layers that are modules and read every token are seen, so no experts:
-their codes stay.
+it takes 40 to 60 % off GPTQ's KL, about as much as `block_wise`, in less time, and `end_to_end` gains more after it
+than alone (`benchmarks/results/recovery_small.json`). Cost: some three passes of a block over the text, for the
+reference and for what is compressed, two gram matrices a layer, and its quantizer once more. Known failures: W* fits
+the text it was made of, more so the fewer the tokens; the batches held out tell, and such a block stays as it was. λ
+has to stand in both factors, or W* shrinks towards zero. Only layers that are modules and read every token are seen, so
+no experts: their codes stay.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from torch import Tensor
 
 from pennyweight.errors import InvalidMethod
 from pennyweight.formats import Part
+from pennyweight.methods.recovery.block_wise import relative_error
 from pennyweight.piece import Piece, Weights
 
 
@@ -159,8 +160,4 @@ def decoded(parts: Mapping[str, Part], weights: Weights) -> dict[str, Tensor]:
 def held_out_error(piece: Piece, parts: Mapping[str, Part], weights: Weights) -> float:
     """Squared error of the output over its square, the mean over the batches held out."""
     values, held = decoded(parts, weights), range(piece.batches - piece.held_out, piece.batches)
-    total = 0.0
-    for batch in held:
-        meant = piece.target(batch).float()
-        total += float((piece.run(values, batch).float() - meant).square().sum() / meant.square().sum())
-    return total / max(1, piece.held_out)
+    return sum(float(relative_error(piece, values, batch)) for batch in held) / max(1, piece.held_out)

@@ -8,7 +8,7 @@ each other by one ratio instead of one distance, so that a hundred do for an act
 
 When: activations that are off centre channel by channel, with one static scale. Cost: a hundred roundings an edge; the
 slowest of the scalings. Known failures: the shift needs a bias in every reader, which not every engine's layers have;
-on SmolLM2 at W4A4 it was worse than nothing.
+on SmolLM2 at W4A4 it was worse than nothing without online rotations.
 """
 
 from __future__ import annotations
