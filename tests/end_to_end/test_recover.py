@@ -91,3 +91,20 @@ def test_refused_before_any_work(
     statistics = pw.collect(network, pw.sample(text, network, count=4, length=32), work=tmp_path / "work")
     with pytest.raises(InvalidPlan, match="no text for it"):
         pw.apply(trained, network, statistics, out=tmp_path / "small")
+
+
+@pytest.mark.parametrize("recovery", [(), ("corrected_target",)])
+def test_statistics_rest_on_no_window_that_recovery_holds_out(
+    recovery: tuple[str, ...], llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Seen(Exception):  # noqa: N818
+        """Enough was seen."""
+
+    def collect(_network: object, windows: pw.Windows, *_: object, **__: object) -> None:
+        raise Seen(len(windows))
+
+    monkeypatch.setattr("pennyweight.flow.job.collect", collect)
+    settings = pw.Settings(length=32, calibration_windows=20, selection_windows=8, recovery=recovery)
+    with pytest.raises(Seen) as stopped:
+        pw.compress(llama, tmp_path / "small", budget=pw.Budget.lose("40%"), calibration=text, settings=settings)
+    assert stopped.value.args == (18 if recovery else 20,)
