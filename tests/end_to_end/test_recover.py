@@ -97,7 +97,7 @@ def test_refused_before_any_work(
 def test_statistics_rest_on_no_window_that_recovery_holds_out(
     recovery: tuple[str, ...], llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Seen(Exception):  # noqa: N818
+    class Seen(Exception):
         """Enough was seen."""
 
     def collect(_network: object, windows: pw.Windows, *_: object, **__: object) -> None:
