@@ -11,16 +11,18 @@ counts weights by their size too where it can: so it is held to an error here th
 With a model (SmolLM2-135M-Instruct with its channels permuted, see benchmarks/peer_scripts/make_model.py) its down
 projections are among the weights, importance E[x²]. Then all linear weights with a multiple of 256 inputs are stored
 in each of `--types` by either, the rest stays, and windows of 256 tokens of the test text are scored in float32. Rows
-of an earlier run with the same settings and other types are kept. `--draws 4` scores what plain rounding gives four
-times more, the error of every row of a weight with a random sign: errors of one size, and how far perplexity strays
-by them.
+of an earlier run with the same settings and other types are kept. `--orders 6` does all this six times more, with the
+inputs of every weight in a random order, the same for all: other numbers share a block then, errors keep their size,
+and perplexities show how far they stray by chance.
 """
 
 import argparse
 import ctypes
+import math
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ from pennyweight.statistics import Statistics
 
 TYPES = (*Legacy.types(), *KQuant.types(), *TernaryBlocks.types())
 SHAPE = (512, 1536)
-OURS = ("round_to_nearest", "gptq")
+BY = ("round_to_nearest", "gptq", "llama.cpp")
 Store = Callable[[str, Tensor, Tensor | None], Tensor]
 
 
@@ -54,7 +56,8 @@ def main() -> None:
     parser.add_argument("--test", type=Path)
     parser.add_argument("--types", default="q4_k,q6_k", help="of the second part, with a comma between")
     parser.add_argument("--windows", type=int, default=24)
-    parser.add_argument("--draws", type=int, default=0, help="of random signs, for each type")
+    parser.add_argument("--by", default=",".join(BY), help="who stores them in the second part")
+    parser.add_argument("--orders", type=int, default=0, help="of the inputs, at random, besides their own")
     parser.add_argument("--calibration-windows", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -89,17 +92,21 @@ def main() -> None:
             "model": "SmolLM2-135M-Instruct, channels permuted", "windows": arguments.windows, "tokens": 256,
             "calibration_windows": arguments.calibration_windows, "seed": arguments.seed, "ggml": version,
         }  # fmt: skip
-        types = arguments.types.split(",")
-        names = [f"signs {draw}" for draw in range(arguments.draws)] or [*OURS, "llama.cpp"]
-        rows = machine.kept("gguf_types", settings, lambda row: row["type"] in types and row["by"] in names)
+        asked = [
+            {"type": type, "by": name, "order": order}
+            for type in arguments.types.split(",")
+            for order in range(arguments.orders + 1)
+            for name in arguments.by.split(",")
+        ]
+        rows = machine.kept("gguf_types", settings, lambda row: {key: row.get(key, 0) for key in asked[0]} in asked)
         before = [scores(model, window) for window in test]
         reference = {"reference": perplexity(before, test)}
         result = {**facts, **settings, **reference, "errors": errors(weights, llama), "rows": rows}
-        for type in types:
-            for name in names:
-                rows.append({"commit": facts["commit"], **scored(type, name, model, found, test, before, llama)})
-                print(rows[-1], flush=True)
-                machine.write("gguf_types", result)  # after each: a row takes a minute
+        for row in asked:
+            rows.append({"commit": facts["commit"], **row, **scored(**row, model=model, found=found, test=test,
+                                                                    before=before, llama=llama)})  # fmt: skip
+            print(rows[-1], flush=True)
+            machine.write("gguf_types", result)  # after each: a row takes a minute
     show(result)
 
 
@@ -159,32 +166,34 @@ def sites(network: Network) -> list[Site]:
 
 
 def scored(
-    type: str, name: str, model: nn.Module, found: list[tuple[Site, Statistics]], test: Tensor, before: list[Tensor],
-    llama: Store,
-) -> dict[str, Any]:  # fmt: skip
+    type: str, by: str, order: int, model: nn.Module, found: list[tuple[Site, Statistics]], test: Tensor,
+    before: list[Tensor], llama: Store,
+) -> dict[str, float]:  # fmt: skip
     """Store the weights, score, and put them back."""
     parameters, originals, format = dict(model.named_parameters()), dict[str, Tensor](), formats.parse(type)
     start = time.process_time()
     for site, statistics in found:
-        weight = parameters[site.parameter].data
-        if name in OURS:
-            method = catalogue.find(name, "quantization")
-            back = method.compress(weight, statistics, format, generator=stream(0, site.name, name)).dequantize()
-        elif name.startswith("signs"):
-            sign = torch.randint(0, 2, (len(weight), 1), generator=stream(0, site.name, name)) * 2 - 1
-            back = weight + sign * (ours(type, weight, statistics.require_gram().diagonal()) - weight)
+        weight, gram = parameters[site.parameter].data, statistics.require_gram()
+        turned = torch.arange(weight.shape[1])
+        if order:
+            turned = torch.randperm(weight.shape[1], generator=stream(0, site.name, str(order)))
+        given, seen = weight[:, turned].contiguous(), replace(statistics, gram=gram[turned][:, turned].contiguous())
+        if by == "llama.cpp":
+            back = llama(type, given, seen.require_gram().diagonal())
         else:
-            back = llama(type, weight, statistics.require_gram().diagonal())
-        originals[site.parameter], parameters[site.parameter].data = weight, back
+            method = catalogue.find(by, "quantization")
+            back = method.compress(given, seen, format, generator=stream(0, site.name, by)).dequantize()
+        originals[site.parameter], parameters[site.parameter].data = weight, back[:, turned.argsort()].contiguous()
     seconds = time.process_time() - start
-    after = [scores(model, window) for window in test]
+    loss = kl = 0.0
+    for window, p in zip(test, before, strict=True):
+        q = scores(model, window)
+        loss -= float(q.gather(1, window[1:, None]).double().sum())
+        kl += float((p.exp() * (p - q)).double().sum())
     for parameter, weight in originals.items():
         parameters[parameter].data = weight
-    kl = sum(float((p.exp() * (p - q)).double().sum()) for p, q in zip(before, after, strict=True))
-    return {
-        "type": type, "by": name, "perplexity": perplexity(after, test), "kl": kl / test[:, 1:].numel(),
-        "cpu_seconds": seconds,
-    }  # fmt: skip
+    count = test[:, 1:].numel()
+    return {"perplexity": math.exp(loss / count), "kl": kl / count, "cpu_seconds": seconds}
 
 
 def perplexity(found: list[Tensor], test: Tensor) -> float:
@@ -208,9 +217,8 @@ def show(result: dict[str, Any]) -> None:
     console = Console(width=120)
     console.print(table)
     for row in result.get("rows", []):
-        console.print(
-            f"{row['type']} {row['by']:26} {row['perplexity']:.4f} kl {row['kl']:.6f} {row['cpu_seconds']:.0f} s"
-        )
+        name = f"{row['type']} {row['by']}, order {row.get('order', 0)}"
+        console.print(f"{name:34} {row['perplexity']:.4f} kl {row['kl']:.6f} {row['cpu_seconds']:.0f} s")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Piece:
         target: number of a batch -> what the reference has in the same place.
         reads: weights by parameter, or None for the reference, the number of a batch, and parameters -> what the
             products of these read there, `[tokens, in]` by parameter, in the order in which they are reached; one that
-            no module has by itself is missing.
+            no module has by itself is missing; given to methods whose `needs` name it.
         store: a parameter's name, a weight `[out, in]` and the gram matrix of its inputs -> what the plan's step makes
             of that weight; None where it could not be carried out.
         run_with: the same as `run`, with a vector that is added to the outputs of a weight's product, by parameter;

@@ -1,5 +1,10 @@
-"""Pennyweight, every linear layer in groups of 64: GPTQ, symmetric; `trained`, for more seconds: then again for what
-layers really read, and scales trained, on the last 40 windows.   run_pennyweight.py MODEL TEXT OUT BITS [trained]"""
+"""Pennyweight, every linear layer in groups of 64, in a layout that an engine loads.
+
+    run_pennyweight.py MODEL TEXT OUT BITS [trained|twice]
+
+GPTQ, symmetric, on all 128 windows. `trained`: with zero points where an engine takes them, on half of the windows, and
+scales and zero points trained end to end. `twice`: before that, codes are chosen again for what layers really read.
+"""
 
 import shutil
 import sys
@@ -10,9 +15,10 @@ import torch
 from common import windows
 
 import pennyweight as pw
+from pennyweight.flow.recover import shown
 from pennyweight.plan import Step
 
-model, text, out, bits, *trained = sys.argv[1:]
+model, text, out, bits, *mode = sys.argv[1:]
 shutil.rmtree(out, ignore_errors=True)
 network = pw.load(model)
 ids = windows(model, text, 128)
@@ -26,13 +32,18 @@ def part(ids: torch.Tensor) -> pw.Windows:
     )  # fmt: skip
 
 
-step = Step.parse(f"gptq int{bits} g64 sym")
+ENGINES = {4: "vllm", 2: "gptqmodel"}  # that load zero points of this width
+RECOVERY = {
+    (): (), ("trained",): ("end_to_end(steps=45)",), ("twice",): ("corrected_target", "end_to_end(steps=45)"),
+}  # fmt: skip
+recovery = RECOVERY[tuple(mode)]
+engine = ENGINES.get(int(bits), "transformers") if recovery else "transformers"
+step = Step.parse(f"gptq int{bits} g64 {'sym' if engine == 'transformers' else 'asym'}")
 plan = pw.Plan(
-    steps={site.name: step for site in network.sites if site.role == "linear"}, kept={}, engine="transformers",
-    dtype="float16", seed=0, bytes=0, damage=0.0, model=network.source.fingerprint,
-    recovery=("corrected_target(batches=16)", "end_to_end(steps=30)") if trained else (),
+    steps={site.name: step for site in network.sites if site.role == "linear"}, kept={}, engine=engine,
+    dtype="float16", seed=0, bytes=0, damage=0.0, model=network.source.fingerprint, recovery=recovery,
 )  # fmt: skip
 with tempfile.TemporaryDirectory() as work:
-    seen = part(ids[:-2] if trained else ids)  # recovery holds out its last two, and codes must not have seen them
-    statistics = pw.collect(network, seen, needs=frozenset({"gram"}), work=work)
-    pw.apply(plan, network, statistics, out=out, calibration=part(ids[-40:]))
+    given = part(ids[:64] if recovery else ids)
+    statistics = pw.collect(network, shown(given) if recovery else given, needs=frozenset({"gram"}), work=work)
+    pw.apply(plan, network, statistics, out=out, calibration=given)

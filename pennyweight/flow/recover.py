@@ -142,8 +142,10 @@ class Recovery:
         network = self.applied.network
         self.method = catalogue.find(self.specs[-1], "recovery")
         self.stream = Stream(network, dtype=torch.float32)
-        self.ids, self.held_out = split(self.calibration.ids)
-        if len(self.ids) < 2:
+        ids, self.held_out = split(self.calibration.ids)
+        most = None if self.method.learns else self.method.batches
+        self.ids = [*ids[: -self.held_out][:most], *ids[-self.held_out :]]
+        if len(ids) < 2:
             raise InvalidText(
                 f"{len(self.calibration)} window of text to learn from", expected="at least two: one is held out",
                 mend="more text, or --calibration-windows 64", site="calibration",
@@ -195,18 +197,29 @@ class Recovery:
                 behind = self._behind(stack) if "onward" in self.method.needs else None
                 for index in range(len(blocks)):
                     with self.stream.block(index) as run:
-                        entering, before, given = before, [run(hidden) for hidden in before], after
-                        if index >= done:
-                            piece = replace(
-                                self._block(index, given, before, behind),
-                                reads=self._reads(index, run, entering, given), store=self._store(index),
-                            )  # fmt: skip
-                            self._train(piece, self._sites(index), blocks[index].name, nothing)
-                        stored = {site.parameter: self._stored(site) for site in self._sites(index)}
-                        after = [self.stream.replaced(index, hidden, stored) for hidden in given]
+                        before, after = self._through(index, run, before, after, behind, train=index >= done)
                     release()
                     advance()
         return self._applied(self.sites)
+
+    def _through(
+        self, index: int, run: Callable[[Tensor], Tensor], entering: Sequence[Tensor], given: Sequence[Tensor],
+        behind: Behind | None, *, train: bool,
+    ) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
+        """Train a block, unless that is done; what it returns in the reference, and with what is stored of it then."""
+        reads, returned = list[Weights](), list[Tensor]()
+        for hidden in entering:
+            seen, leaving = self._meant(index, run, hidden)
+            reads.append(seen)
+            returned.append(leaving)
+        if train:
+            piece = replace(
+                self._block(index, given, returned, behind),
+                reads=self._reads(index, given, reads), store=self._store(index),
+            )  # fmt: skip
+            self._train(piece, self._sites(index), self.applied.network.blocks[index].name, nothing)
+        stored = {site.parameter: self._stored(site) for site in self._sites(index)}
+        return returned, [self.stream.replaced(index, hidden, stored) for hidden in given]
 
     def _behind(self, stack: ExitStack) -> Behind:
         """Every block with its weights in memory, and what follows the last one."""
@@ -228,15 +241,23 @@ class Recovery:
         piece = Piece(len(self.ids), self.held_out, run, lambda batch: meant[batch], run_with=run)
         return piece if behind is None else replace(piece, onward=onward, logits=behind[1])
 
+    def _meant(self, index: int, run: Callable[[Tensor], Tensor], hidden: Tensor) -> tuple[Weights, Tensor]:
+        """What weights of a block read in the reference, where a method asks for it, and what the block returns."""
+        if "reads" not in self.method.needs:
+            return {}, run(hidden)
+        with self.stream.reading([site.parameter for site in self._sites(index)], leave=False) as seen:
+            returned = run(hidden)
+        narrow = {(x.data_ptr(), x.shape): x.bfloat16() for x in seen.values()}  # several weights read one tensor
+        return {name: narrow[x.data_ptr(), x.shape] for name, x in seen.items()}, returned
+
     def _reads(
-        self, index: int, run: Callable[[Tensor], Tensor], entering: Sequence[Tensor], given: Sequence[Tensor]
-    ) -> Callable[[Weights | None, int, Collection[str]], Weights]:
+        self, index: int, given: Sequence[Tensor], meant: Sequence[Weights]
+    ) -> Callable[[Weights | None, int, Collection[str]], Weights]:  # fmt: skip
         def reads(weights: Weights | None, batch: int, names: Collection[str]) -> Weights:
-            with self.stream.reading(names) as seen:
-                if weights is None:
-                    run(entering[batch])
-                else:
-                    self.stream.replaced(index, given[batch], weights)
+            if weights is None:
+                return {name: meant[batch][name] for name in names if name in meant[batch]}
+            with self.stream.reading(names, leave=True) as seen, lower(True):
+                self.stream.replaced(index, given[batch], weights)
             return seen
 
         return reads
@@ -294,6 +315,10 @@ def nothing() -> None:
     """For a method that nobody watches step by step."""
 
 
-def lower() -> Any:
-    """Products in bfloat16 where gradients are wanted; what is only measured, and the reference, are in float32."""
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=torch.is_grad_enabled())
+def lower(always: bool = False) -> Any:
+    """Products in bfloat16 where gradients are wanted; what is only measured, and the reference, are in float32.
+
+    What layers read is made with them too (`always`): the noise of it is a hundredth of what a rounding of four bits
+    changes there, and both networks have it.
+    """
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=always or torch.is_grad_enabled())

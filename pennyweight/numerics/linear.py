@@ -20,7 +20,7 @@ def linear(
 ) -> Float[Tensor, "*batch out"]:
     """X Wᵀ + b; oneDNN on a CPU in float32 when no gradient is wanted, PyTorch's default otherwise."""
     plain = x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
-    if ONEDNN and plain and not torch.is_grad_enabled():
+    if ONEDNN and plain and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return result
     return F.linear(x, weight, bias)

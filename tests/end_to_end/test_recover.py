@@ -7,6 +7,7 @@ import random
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from end_to_end import world
@@ -15,6 +16,8 @@ from end_to_end.world import Nursery
 import pennyweight as pw
 from pennyweight.errors import InvalidFormat, InvalidMethod, InvalidPlan
 from pennyweight.flow import recover
+from pennyweight.methods.recovery import CorrectedTarget
+from pennyweight.piece import Piece
 from pennyweight.plan import Plan, Step
 
 METHODS = ("block_wise(steps=40)", "end_to_end(steps=20,scale_rate=0.005,rate=0.002)")
@@ -108,3 +111,21 @@ def test_statistics_rest_on_no_window_that_recovery_holds_out(
     with pytest.raises(Seen) as stopped:
         pw.compress(llama, tmp_path / "small", budget=pw.Budget.lose("40%"), calibration=text, settings=settings)
     assert stopped.value.args == (18 if recovery else 20,)
+
+
+def test_what_is_rounded_again_is_shown_no_more_batches_than_it_asks_for(
+    llama: Path, text: Path, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = list[tuple[int, int]]()
+    real = CorrectedTarget.recover
+
+    def watched(self: CorrectedTarget, piece: Piece, *args: Any, **kwargs: Any) -> Any:
+        shown.append((piece.batches, piece.held_out))
+        return real(self, piece, *args, **kwargs)
+
+    monkeypatch.setattr(CorrectedTarget, "recover", watched)
+    network, calibration = pw.load(llama), pw.sample(text, pw.load(llama), count=40, length=32)
+    statistics = pw.collect(network, calibration, work=tmp_path / "work")
+    asked = replace(plan, recovery=("corrected_target(batches=3)",))
+    pw.apply(asked, network, statistics, out=tmp_path / "small", calibration=calibration)
+    assert set(shown) == {(4, 1)}  # of eight

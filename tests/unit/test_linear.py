@@ -32,6 +32,11 @@ def test_other_types_work_too() -> None:
         assert linear(x.bfloat16(), weight.bfloat16()).dtype == torch.bfloat16
 
 
+def test_lower_precision_is_had_where_it_is_asked_for() -> None:
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(values(3, 8), values(4, 8, seed=1)).dtype == torch.bfloat16
+
+
 def test_gradients_flow_through() -> None:
     x = values(3, 8).requires_grad_()
     weight = values(4, 8, seed=1)

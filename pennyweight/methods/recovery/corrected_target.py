@@ -10,8 +10,9 @@ quantizer. Layers are rounded anew in the order in which the block reaches them,
 
 When: two to four bits, before `end_to_end` or instead of it: no gradients, a few passes of each block. On a small Llama
 it takes 40 to 60 % off GPTQ's KL, about as much as `block_wise`, in less time, and `end_to_end` gains more after it
-than alone (`benchmarks/results/recovery_small.json`). Cost: some three passes of a block over the text, for the
-reference and for what is compressed, two gram matrices a layer, and its quantizer once more. Known failures: W* fits
+than alone (`benchmarks/results/recovery_small.json`). Cost: a pass of a block over the text in the reference, some two
+and a half of what is compressed, two gram matrices a layer, and its quantizer once more; what the layers of one block
+read in the reference is in memory, in bfloat16. Known failures: W* fits
 the text it was made of, more so the fewer the tokens; the batches held out tell, and such a block stays as it was. λ
 has to stand in both factors, or W* shrinks towards zero. Only layers that are modules and read every token are seen, so
 no experts: their codes stay.
@@ -42,12 +43,12 @@ class CorrectedTarget:
         damping: λ, as a share of mean(diag(X̃ᵀX̃)), > 0.
         strength: of the correction, 0 or more: 0 aims at W, 1 at W*.
         rounds: over a block, each with what its layers read after the one before it; 0 changes nothing.
-        batches: of about a thousand tokens, that the matrices are made of at most.
+        batches: of about a thousand tokens, that it is shown at most, besides those held out.
     """
 
     name: ClassVar[str] = "corrected_target"
     paper: ClassVar[str] = "arXiv:2504.02692"
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset({"reads"})
     unit: ClassVar[Literal["block", "network"]] = "block"
     learns: ClassVar[bool] = False
     damping: float = 0.01
@@ -78,7 +79,7 @@ class CorrectedTarget:
         course, together = [before := held_out_error(piece, found, weights)], groups(piece, found, weights)
         for _ in range(self.rounds):
             for names in together:
-                seen = moments(piece, found, weights, names, self.batches)
+                seen = moments(piece, found, weights, names)
                 for name in names:
                     target = seen.target(weights[name].float(), self.damping, self.strength)
                     found[name] = piece.store(name, target, seen.gram / seen.count) or found[name]
@@ -104,14 +105,12 @@ def groups(piece: Piece, parts: Mapping[str, Part], weights: Weights) -> list[li
     return list(found.values())
 
 
-def moments(
-    piece: Piece, parts: Mapping[str, Part], weights: Weights, names: Sequence[str], batches: int
-) -> Moments:  # fmt: skip
-    """Of what some weights read now and in the reference, over the first batches that are not held out."""
+def moments(piece: Piece, parts: Mapping[str, Part], weights: Weights, names: Sequence[str]) -> Moments:
+    """Of what some weights read now and in the reference, over all batches that are not held out."""
     assert piece.reads is not None
     values, (first, *_) = decoded(parts, weights), names
     found = Moments.of(weights[first].shape[1])
-    for batch in range(min(batches, piece.batches - piece.held_out)):
+    for batch in range(piece.batches - piece.held_out):
         found.add(piece.reads(values, batch, names)[first], piece.reads(None, batch, names)[first])
     return found
 
@@ -136,7 +135,8 @@ class Moments:
         return cls(torch.zeros(channels, channels), torch.zeros(channels, channels))
 
     def add(self, now: Float[Tensor, "tokens n"], meant: Float[Tensor, "tokens n"]) -> None:
-        """Add some tokens."""
+        """Add some tokens, of any type."""
+        now, meant = now.to(self.gram.dtype), meant.to(self.gram.dtype)
         self.gram.addmm_(now.T, now)
         self.cross.addmm_(now.T, meant)
         self.count += len(now)

@@ -137,17 +137,18 @@ class Stream:
         return result
 
     @contextmanager
-    def reading(self, names: Collection[str]) -> Iterator[dict[str, Float[Tensor, "tokens n"]]]:
-        """A context that fills with what modules read, by the name of their weight; left as soon as all have read.
+    def reading(self, names: Collection[str], *, leave: bool) -> Iterator[dict[str, Float[Tensor, "tokens n"]]]:
+        """A context that fills with what modules read, by the name of their weight.
 
         Args:
             names: of weights; one that no module has as its `weight` is never seen.
+            leave: it as soon as all have read.
         """
         seen = dict[str, Tensor]()
 
         def see(name: str, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
             seen[name] = inputs[0].flatten(0, -2)
-            if len(seen) == len(names):
+            if leave and len(seen) == len(names):
                 raise _Stop
 
         with ExitStack() as stack:
