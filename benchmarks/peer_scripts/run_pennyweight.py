@@ -1,9 +1,10 @@
 """Pennyweight, every linear layer in groups of 64, in a layout that an engine loads.
 
-    run_pennyweight.py MODEL TEXT OUT BITS [trained|twice]
+    run_pennyweight.py MODEL TEXT OUT BITS [corrected|trained]
 
-GPTQ, symmetric, on all 128 windows. `trained`: with zero points where an engine takes them, on half of the windows, and
-scales and zero points trained end to end. `twice`: before that, codes are chosen again for what layers really read.
+GPTQ, symmetric, on all 128 windows. `corrected`: with zero points where an engine takes them, codes chosen again on
+half of the windows for what layers really read; the first codes rest on a few windows, as little is left of them.
+`trained`: then scales and zero points are trained end to end.
 """
 
 import shutil
@@ -15,7 +16,6 @@ import torch
 from common import windows
 
 import pennyweight as pw
-from pennyweight.flow.recover import shown
 from pennyweight.plan import Step
 
 model, text, out, bits, *mode = sys.argv[1:]
@@ -34,7 +34,7 @@ def part(ids: torch.Tensor) -> pw.Windows:
 
 ENGINES = {4: "vllm", 2: "gptqmodel"}  # that load zero points of this width
 RECOVERY = {
-    (): (), ("trained",): ("end_to_end(steps=45)",), ("twice",): ("corrected_target", "end_to_end(steps=45)"),
+    (): (), ("corrected",): ("corrected_target",), ("trained",): ("corrected_target", "end_to_end(steps=45)"),
 }  # fmt: skip
 recovery = RECOVERY[tuple(mode)]
 engine = ENGINES.get(int(bits), "transformers") if recovery else "transformers"
@@ -44,6 +44,6 @@ plan = pw.Plan(
     dtype="float16", seed=0, bytes=0, damage=0.0, model=network.source.fingerprint, recovery=recovery,
 )  # fmt: skip
 with tempfile.TemporaryDirectory() as work:
-    given = part(ids[:64] if recovery else ids)
-    statistics = pw.collect(network, shown(given) if recovery else given, needs=frozenset({"gram"}), work=work)
-    pw.apply(plan, network, statistics, out=out, calibration=given)
+    first = ids[:16] if recovery else ids  # recovery holds out the last four of 64: codes must not have seen them
+    statistics = pw.collect(network, part(first), needs=frozenset({"gram"}), work=work)
+    pw.apply(plan, network, statistics, out=out, calibration=part(ids[:64]))
