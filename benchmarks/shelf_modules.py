@@ -1,11 +1,12 @@
 """Quantizers on small networks of other families: how far outputs move when every weight that sites name is rounded.
 
-    python benchmarks/shelf_modules.py [--only "resnet;mamba"] [--items 300] [--seed 0]
+    python benchmarks/shelf_modules.py [--only "resnet;mamba"] [--steps "gptq nf4 g32"] [--items 300] [--seed 0]
 
 The networks of benchmarks/any_module.py (MiniLM, a ResNet and a ViT trained on drawn shapes, a Mixtral trained on
 bytes) and a Mamba trained on the same bytes for some steps. Embeddings and depthwise convolutions stay as they are.
 Groups of 32 inputs; where they do not divide a matrix's inputs, its rows are one group. For MiniLM: one minus the
 cosine of embeddings; for all others: KL of the predictions, nats. Seconds are of the process, for the rounding alone.
+Rows of an earlier run with other networks or steps are kept.
 """
 
 import argparse
@@ -45,28 +46,30 @@ STEPS = [
         "coordinate_descent",
     )
 ] + [f"{method} int{bits} g32 affine" for bits in (4, 3, 2) for method in ("hqq", "decoupleq", "gptq")] + [
-    "gptq nf4 g32", "zeroquant_fp fp4 e2m1 g32"
+    "gptq nf4 g32", "zeroquant_fp fp4 e2m1 g32", "gptvq vector2 16 g32", "round_to_nearest vector2 16 g32",
+    "equal_error kmeans4 row", "round_to_nearest kmeans4 row", "recu binary g32", "round_to_nearest binary g32",
 ]  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default=";".join(NETWORKS), help="networks, with a semicolon between")
+    parser.add_argument("--steps", default=";".join(STEPS), help="steps, with a semicolon between")
     parser.add_argument("--items", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    names = arguments.only.split(";")
+    names, steps = arguments.only.split(";"), arguments.steps.split(";")
     settings = {"seed": arguments.seed, "items": arguments.items}
-    rows = machine.kept("shelf_modules", settings, lambda row: row["network"] in names)
+    rows = machine.kept("shelf_modules", settings, lambda row: row["network"] in names and row["step"] in steps)
     for name in names:
         given = NETWORKS[name]()
-        rows += measured(name, given, arguments.items, arguments.seed)
+        rows += measured(name, given, steps, arguments.items, arguments.seed)
         machine.write("shelf_modules", {**machine.facts(arguments.seed), **settings, "rows": rows})
     show(rows)
 
 
-def measured(name: str, given: Prepared, items: int, seed: int) -> list[dict[str, Any]]:
+def measured(name: str, given: Prepared, steps: list[str], items: int, seed: int) -> list[dict[str, Any]]:
     """A row for every step."""
     module = given.module.eval().requires_grad_(False)
     network = pw.network_of(module, given.calibration[0])
@@ -75,7 +78,7 @@ def measured(name: str, given: Prepared, items: int, seed: int) -> list[dict[str
     held_out = given.held_out[: -(-items // per_batch)]
     before = outputs(given, module, held_out)
     found = []
-    for label in STEPS:
+    for label in steps:
         step, start = Step.parse(label), time.process_time()
         compressed, bits, elements = {}, 0, 0
         for tensor, (main_site, *_) in sites_by_tensor(network).items():
