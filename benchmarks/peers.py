@@ -65,9 +65,10 @@ def main() -> None:
             try:
                 cost = _run([str(python), str(SCRIPTS / f"run_{script}.py"), *given], arguments.threads)
                 told = json.loads(cost["stdout"]) if cost["stdout"].startswith("{") else {}
+                row |= {key: value for key, value in cost.items() if key != "stdout"}
                 score = [sys.executable, str(SCRIPTS / "score.py"), str(model), str(arguments.test), str(out)]
                 scored = json.loads(_run(score, arguments.threads)["stdout"])
-                rows.append({**row, **{k: v for k, v in cost.items() if k != "stdout"}, **scored, **told})
+                rows.append({**row, **scored, **told})
             except RuntimeError as error:
                 rows.append({**row, "failed": str(error)})
             print(json.dumps(rows[-1]), flush=True)

@@ -27,7 +27,7 @@ import pennyweight as pw
 from pennyweight.errors import InvalidFormat
 from pennyweight.flow.modules import store
 from pennyweight.flow.modules.build import compress
-from pennyweight.flow.modules.look import look, sites_by_tensor
+from pennyweight.flow.modules.look import Seen, look, sites_by_tensor
 from pennyweight.flow.progress import QUIET
 from pennyweight.plan import Stage, Step
 
@@ -79,23 +79,31 @@ def measured(name: str, given: Prepared, steps: list[str], items: int, seed: int
     before = outputs(given, module, held_out)
     found = []
     for label in steps:
-        step, start = Step.parse(label), time.process_time()
-        compressed, bits, elements = {}, 0, 0
-        for tensor, (main_site, *_) in sites_by_tensor(network).items():
-            if main_site.role == "embedding" or seen[tensor].statistics(tensor)[0][0] is None:
-                continue
-            weight = main_site.matrix(module.get_parameter(tensor).detach()).float()
-            own = fitting(step, weight, len(seen[tensor].statistics(tensor)))
-            result, _ = compress(main_site, weight, seen[tensor], own, seed)
-            compressed[tensor] = (main_site, result)
-            bits, elements = bits + result.bits, elements + main_site.elements
+        start = time.process_time()
+        compressed, bits = rounded(label, module, network, seen, seed)
         seconds = time.process_time() - start
-        after = outputs(given, store.unpack(module, store.pack(module, compressed, "float16")), held_out)
-        row = {"network": name, "step": label, "bits": bits / elements, "change": change(name, before, after),
+        after = outputs(given, compressed, held_out)
+        row = {"network": name, "step": label, "bits": bits, "change": change(name, before, after),
                "cpu_seconds": seconds}  # fmt: skip
         print(row, flush=True)
         found.append(row)
     return found
+
+
+def rounded(
+    label: str, module: nn.Module, network: pw.Network, seen: Mapping[str, Seen], seed: int
+) -> tuple[nn.Module, float]:  # fmt: skip
+    """The module with every weight as a step stores it, and the bits of one."""
+    step, compressed, bits, elements = Step.parse(label), {}, 0, 0
+    for tensor, (main_site, *_) in sites_by_tensor(network).items():
+        if main_site.role == "embedding" or seen[tensor].statistics(tensor)[0][0] is None:
+            continue
+        weight = main_site.matrix(module.get_parameter(tensor).detach()).float()
+        own = fitting(step, weight, len(seen[tensor].statistics(tensor)))
+        result, _ = compress(main_site, weight, seen[tensor], own, seed)
+        compressed[tensor] = (main_site, result)
+        bits, elements = bits + result.bits, elements + main_site.elements
+    return store.unpack(module, store.pack(module, compressed, "float16")), bits / elements
 
 
 def fitting(step: Step, weight: Tensor, parts: int) -> Step:

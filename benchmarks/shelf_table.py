@@ -2,8 +2,8 @@
 
     python benchmarks/shelf_table.py
 
-Nothing is measured here: rows are those of benchmarks/results/, made by shelf.py, shelf_modules.py, recovery.py and
-recovery_small.py; tests/unit/test_shelf_table.py holds the page to them. Methods that have no row yet are named.
+Nothing is measured here: rows are those of benchmarks/results/, made by the benchmarks that the page names, and
+tests/unit/test_shelf_table.py holds it to them. Methods that have no row yet are named.
 """
 
 import json
@@ -56,6 +56,13 @@ def page() -> str:
     found = dict[str, Row]()
     for row in results("shelf_modules"):
         found.setdefault(row["step"], {})[row["network"]] = row["change"]
+    experts = dict[tuple[str, bool], tuple[float, dict[str, float]]]()
+    for row in results("shelf_experts"):
+        _, values = experts.setdefault((row["text"], row["gates"]), (row["uneven"], {}))
+        values[row["step"].removeprefix("gptq ")] = row["change"]
+    scans = dict[str, dict[int, float]]()
+    for row in results("shelf_scans"):
+        scans.setdefault(row["scale"], {})[row["bits"]] = row["change"]
     lines += [
         "## Five small networks", "",
         "Groups of 32, where they divide a layer's inputs. MiniLM: one minus the cosine of embeddings; the others: KL "
@@ -64,6 +71,22 @@ def page() -> str:
             ("step", *NETWORKS.values()),
             ([f"`{step}`", *(number(row[net]) if net in row else "" for net in NETWORKS)]
              for step, row in found.items()),
+        ),
+        "## Text for a mixture of experts", "",
+        "The Mixtral above, by GPTQ; tokens of an expert count alike or by their gates (`affinity=1`), on text or on "
+        "as much that the model wrote itself (`expert_balanced`). How unevenly a text uses the experts: 0 all alike, 1 "
+        "one alone (`benchmarks/shelf_experts.py`).", "",
+        *table(
+            ("text", "tokens", "uneven", *(label for label in experts["text", False][1])),
+            ([text, "by gates" if gates else "alike", f"{uneven:.3f}", *map(number, values.values())]
+             for (text, gates), (uneven, values) in experts.items()),
+        ),
+        "## What a Mamba2 scans", "",
+        "x, B and C rounded to so many bits with one scale for as much as is said, fitted to calibration text; KL "
+        "(`benchmarks/shelf_scans.py`).", "",
+        *table(
+            ("one scale for", *(f"int{bits}" for bits in next(iter(scans.values())))),
+            ([scale, *map(number, values.values())] for scale, values in scans.items()),
         ),
         "## Recovery, SmolLM2", "",
         "KL and the seconds of everything, statistics included (`benchmarks/recovery.py`).", "",

@@ -44,7 +44,7 @@ def write(model: Path, out: Path, *, bits: int = 4, added: int = 1, shuffled: bo
     return weight
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_both_versions_are_read(llama_directory: Path, tmp_path: Path, bits: int, shuffled: bool) -> None:
     first = write(llama_directory, tmp_path / "v1", bits=bits, shuffled=shuffled, checkpoint_format="gptq")
@@ -57,6 +57,18 @@ def test_both_versions_are_read(llama_directory: Path, tmp_path: Path, bits: int
         assert network.source.tensors[f"{NAME}.weight"].dtype == f"int{bits} g32"
         assert "quantization_config" not in network.source.config
     assert not is_gptq(llama_directory)
+
+
+def test_three_bits_lie_as_autogptq_packs_them() -> None:
+    """Ten codes a word and two that straddle words: 32 codes in three of them, written down one by one."""
+    code = torch.randint(0, 8, (32,), generator=stream(0, "three bits")).tolist()
+    words = [
+        sum(code[i] << 3 * i for i in range(10)) | code[10] << 30,
+        code[10] >> 2 | sum(code[i] << 3 * (i - 11) + 1 for i in range(11, 21)) | code[21] << 31,
+        code[21] >> 1 | sum(code[i] << 3 * (i - 22) + 2 for i in range(22, 32)),
+    ]
+    found = pack_int32(torch.tensor([code], dtype=torch.uint8), 3)
+    assert [int(word) & 0xFFFFFFFF for word in found[0]] == [word & 0xFFFFFFFF for word in words]
 
 
 def test_what_cannot_be_read_is_named(llama_directory: Path, tmp_path: Path) -> None:

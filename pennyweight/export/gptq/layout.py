@@ -13,7 +13,7 @@ from pennyweight.export.safetensors_stream import Entry
 from pennyweight.formats import Dense, Format, Grid
 from pennyweight.network.network import Network
 
-WIDTHS = (2, 4, 8)  # widths that fill words; of 3 bits there are two layouts
+WIDTHS = (2, 4, 8)  # widths that fill words; kernels for 3 bits read either of two layouts
 GROUPS = (32, 64, 128)
 MULTIPLE = 32  # of inputs and outputs: whole words whatever the width
 SCALES = "float16"
