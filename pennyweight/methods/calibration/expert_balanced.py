@@ -14,9 +14,9 @@ beam is taken at the end.
 When: experts of a model see too few tokens of a text to be rounded by them. Cost: a pass over all beams for every token
 that is written, unless the model given keeps its state. Known failures: what is likeliest is repetitive, the more so
 the smaller the model: a small Mixtral trained on bytes writes "the the the" at τ = 1.2, uses its experts less evenly
-over such windows than over text, and loses several times as much when it is rounded by them; a smaller τ helps, not
-enough. The source finds gains on models of billions of weights. Nothing may be certified on text that a model wrote
-itself.
+over such windows than over text, and loses twice as much when it is rounded by them
+(`benchmarks/results/shelf_experts.json`); a smaller τ helps, not enough. The source finds gains on models of billions
+of weights. Nothing may be certified on text that a model wrote itself.
 """
 
 from __future__ import annotations
