@@ -1,10 +1,11 @@
-"""Pennyweight, every linear layer in groups of 64, in a layout that an engine loads.
+"""Pennyweight, every linear layer in one format that an engine loads.
 
     run_pennyweight.py MODEL TEXT OUT BITS [corrected|trained]
 
-GPTQ, symmetric, on all 128 windows. `corrected`: with zero points where an engine takes them, codes chosen again on
-half of the windows for what layers really read; the first codes rest on a few windows, as little is left of them.
-`trained`: then scales and zero points are trained end to end.
+GPTQ, symmetric, in groups of 64, on all 128 windows. `corrected`: at 4 and 2 bits with zero points, at 3 bits, where no
+engine takes them, in groups of 48 (others store zero points there that say nothing, in more bytes); codes are chosen
+again on half of the windows for what layers really read, and the first ones rest on a few windows, as little is left of
+them. `trained`: then scales and zero points are trained end to end.
 """
 
 import shutil
@@ -38,10 +39,11 @@ RECOVERY = {
 }  # fmt: skip
 recovery = RECOVERY[tuple(mode)]
 engine = ENGINES.get(int(bits), "transformers") if recovery else "transformers"
-step = Step.parse(f"gptq int{bits} g64 {'sym' if engine == 'transformers' else 'asym'}")
+format = f"int{bits} g64 asym" if engine != "transformers" else f"int{bits} g{48 if recovery else 64} sym"
+step = Step.parse(f"gptq {format}")
 plan = pw.Plan(
-    steps={site.name: step for site in network.sites if site.role == "linear"}, kept={}, engine=engine,
-    dtype="float16", seed=0, bytes=0, damage=0.0, model=network.source.fingerprint, recovery=recovery,
+    steps={site.name: step for site in network.sites if site.role == "linear"}, kept={}, engine=engine, dtype="float16",
+    seed=0, bytes=0, damage=0.0, model=network.source.fingerprint, recovery=recovery,
 )  # fmt: skip
 with tempfile.TemporaryDirectory() as work:
     first = ids[:16] if recovery else ids  # recovery holds out the last four of 64: codes must not have seen them
