@@ -4,7 +4,7 @@
 
 GPTQ, symmetric, in groups of 64, on all 128 windows. `corrected`: at 4 and 2 bits with zero points, at 3 bits, where no
 engine takes them, in groups of 48 (others store zero points there that say nothing, in more bytes); codes are chosen
-again on every second window for what layers really read, and the first ones rest on a few windows, as little is left of
+again on half of the windows for what layers really read, and the first ones rest on a few windows, as little is left of
 them. `trained`: then scales and zero points are trained end to end.
 """
 
@@ -46,6 +46,6 @@ plan = pw.Plan(
     seed=0, bytes=0, damage=0.0, model=network.source.fingerprint, recovery=recovery,
 )  # fmt: skip
 with tempfile.TemporaryDirectory() as work:
-    half = ids[::2]  # of which recovery holds out the last four: codes must not have seen them
-    statistics = pw.collect(network, part(half[:16] if recovery else ids), needs=frozenset({"gram"}), work=work)
-    pw.apply(plan, network, statistics, out=out, calibration=part(half))
+    first = ids[:16] if recovery else ids  # recovery holds out the last four of 64: codes must not have seen them
+    statistics = pw.collect(network, part(first), needs=frozenset({"gram"}), work=work)
+    pw.apply(plan, network, statistics, out=out, calibration=part(ids[:64]))
