@@ -36,7 +36,7 @@ def test_it_says_what_it_is(room: str, kind: type[Any]) -> None:
     assert re.fullmatch(r"[a-z][a-z0-9_-]*", kind.name)
     assert kind.paper
     assert isinstance(kind.needs, frozenset)
-    assert kind.needs <= {"gram", "mean", "abs_max", "fisher", "range", "sample", "model", "onward"}
+    assert kind.needs <= {"gram", "mean", "abs_max", "fisher", "range", "sample", "model", "onward", "reads"}
     own = inspect.getdoc(kind)
     assert own
     assert len(own) > 20

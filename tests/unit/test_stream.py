@@ -201,14 +201,18 @@ def test_what_modules_read_is_shown_and_no_more_is_run_than_that_takes(network_o
             start = begin(ids)
         with runner.block(0) as run:
             runner.module(names[-1].removesuffix(".weight")).register_forward_hook(lambda *_: ran.append("last"))
-            with runner.reading([*names, "elsewhere.bias"]) as everything:
+            with runner.reading([*names, "elsewhere.bias"], leave=True) as everything:
                 expected = run(start)
             assert ran == ["last"]
-            with runner.reading(names[:1]) as first:
+            with runner.reading(names[:1], leave=True) as first:
                 run(start)
             assert ran == ["last"], "it went on"
+            with runner.reading(names, leave=False) as again:
+                torch.testing.assert_close(run(start), expected)
+            assert ran == ["last", "last"], "it did not go on"
             torch.testing.assert_close(run(start), expected)
-    assert set(everything) == set(names)
+    assert set(everything) == set(again) == set(names)
+    assert all(torch.equal(again[name], x) for name, x in everything.items())
     assert torch.equal(first[names[0]], everything[names[0]])
     assert [len(x) for x in everything.values()] == [6] * len(names)
     shared = {name.split(".")[-2]: x.data_ptr() for name, x in everything.items()}
