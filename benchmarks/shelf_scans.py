@@ -26,17 +26,9 @@ from pennyweight.methods.activations import SortAndCluster, StateGroups, StaticR
 from pennyweight.statistics import Statistics
 
 Fit = Callable[[Statistics, int, Mapping[str, int]], Quantizer]
-WAYS: Mapping[str, tuple[Fit, Fit]] = {  # for x, and for B and C
-    "a tensor": (lambda seen, bits, _: one(seen, bits), lambda seen, bits, _: one(seen, bits)),
-    "a state group": (lambda seen, bits, _: one(seen, bits), lambda seen, bits, size: grouped(seen, bits, size)),
-    "a cluster, a state group": (
-        lambda seen, bits, size: clustered(seen, bits, size), lambda seen, bits, size: grouped(seen, bits, size),
-    ),
-    "a token, as it passes": (lambda _, bits, __: dynamic(bits), lambda _, bits, __: dynamic(bits)),
-}  # fmt: skip
 
 
-def one(seen: Statistics, bits: int) -> Quantizer:
+def one(seen: Statistics, bits: int, _: Mapping[str, int]) -> Quantizer:
     """One scale for all."""
     return StaticRange().fit(seen, passing.parse(f"int{bits} tensor"))
 
@@ -51,9 +43,15 @@ def clustered(seen: Statistics, bits: int, sizes: Mapping[str, int]) -> Quantize
     return SortAndCluster(heads=sizes["heads"]).fit(seen, passing.parse(f"int{bits} clusters"))
 
 
-def dynamic(bits: int) -> Quantizer:
+def dynamic(_: Statistics, bits: int, __: Mapping[str, int]) -> Quantizer:
     """One scale a token, found as it passes."""
     return Dynamic(passing.parse(f"int{bits} token"))
+
+
+WAYS: Mapping[str, tuple[Fit, Fit]] = {  # for x, and for B and C
+    "a tensor": (one, one), "a state group": (one, grouped), "a cluster, a state group": (clustered, grouped),
+    "a token, as it passes": (dynamic, dynamic),
+}  # fmt: skip
 
 
 def main() -> None:

@@ -318,7 +318,7 @@ def nothing() -> None:
 def lower(always: bool = False) -> Any:
     """Products in bfloat16 where gradients are wanted; what is only measured, and the reference, are in float32.
 
-    What layers read is made with them too (`always`): the noise of it is a hundredth of what a rounding of four bits
-    changes there, and both networks have it.
+    What layers of the compressed network read is made with them too (`always`): its noise lies far below the damping of
+    the gram matrices that are made of it.
     """
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=always or torch.is_grad_enabled())

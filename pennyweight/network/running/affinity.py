@@ -13,9 +13,8 @@ When: tokens of an expert have gates that differ much, and lie in other directio
 what a layer adds falls by more than a fifth at 2 bits with c, and further with c², which is that error to the letter
 (`tests/unit/test_affinity.py`). Cost: what experts read in one pass is kept until it ends. Known failures: a small
 Mixtral trained on bytes, 2 of 8 experts a token, gained at most two hundredths of its KL at 4, 3 and 2 bits
-(`benchmarks/results/shelf_experts.json`), and lost a little with c². That is the size of chance: on two other sets of
-64 windows it lost up to three hundredths at 4 and 3 bits, and gained less than one at 2. The source reports .1 to .5
-points of accuracy.
+(`benchmarks/results/shelf_experts.json`), and lost a little with c². That is about the size of chance. The
+source reports .1 to .5 points of accuracy.
 
 A gate before the expert (some families scale its inputs) is in the inputs already. One inside a matrix product or an
 einsum is not seen, nor that of an expert that all tokens pass: these rows count fully.
