@@ -28,6 +28,7 @@ TOOLS: dict[str, list[str]] = {  # and what to install for them, one by one
     "pennyweight": [],
     "pennyweight-corrected": [],
     "pennyweight-trained": [],
+    "pennyweight-vectors": [],
     "llmcompressor": ["torch==2.13.0", "llmcompressor==0.14.0.1"],
     "gptqmodel": ["gptqmodel==7.7.0"],
     "autoround": ["torch==2.13.0", "auto-round==0.16.1"],

@@ -1,13 +1,15 @@
-"""Pennyweight, every linear layer in one format that an engine loads.
+"""Pennyweight, every linear layer in one format.
 
-    run_pennyweight.py MODEL TEXT OUT BITS [corrected|trained]
+    run_pennyweight.py MODEL TEXT OUT BITS [corrected|trained|vectors]
 
-GPTQ, symmetric, in groups of 64, on all 128 windows. `corrected`: at 4 and 2 bits with zero points, at 3 bits, where no
-engine takes them, in groups of 48 (others store zero points there that say nothing, in more bytes); codes are chosen
-again on half of the windows for what layers really read, and the first ones rest on a few windows, as little is left of
-them. `trained`: then scales and zero points are trained end to end.
+GPTQ, symmetric, in groups of 64, on all 128 windows: for transformers. The others take the windows in a random order.
+`corrected` and `trained`: with zero points, for vLLM at 4 bits and GPTQModel at 3 and 2; the first codes rest on a few
+windows. Then `corrected` chooses codes again on half of the windows, for what layers really read; `trained` begins with
+coordinate descent and trains scales end to end on all windows. `vectors`: GPTVQ on half of the windows;
+no engine loads these, so that the values are written as floats, and `bits` counts what is stored by its format.
 """
 
+import json
 import shutil
 import sys
 import tempfile
@@ -15,17 +17,22 @@ from pathlib import Path
 
 import torch
 from common import windows
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pennyweight as pw
-from pennyweight.plan import Step
+from pennyweight.flow.apply import apply
+from pennyweight.flow.journal import open_run
+from pennyweight.numerics.random import permutation
+from pennyweight.plan import Plan, Step
 
-model, text, out, bits, *mode = sys.argv[1:]
-shutil.rmtree(out, ignore_errors=True)
-network = pw.load(model)
-ids = windows(model, text, 128)
+ENGINES = {4: "vllm", 3: "gptqmodel", 2: "gptqmodel"}  # that load zero points of this width
+VECTORS = {3: "vector2 64 g64", 2: "vector4 256 g64"}
+RECOVERY = {"corrected": "corrected_target", "trained": "end_to_end(steps=60)"}
+FIRST = {"": 128, "corrected": 16, "trained": 16, "vectors": 64}  # windows that the first codes rest on
+ALL = {"": 0, "corrected": 64, "trained": 128, "vectors": 0}  # and recovery, which holds out the last of them
 
 
-def part(ids: torch.Tensor) -> pw.Windows:
+def part(ids: torch.Tensor, text: str) -> pw.Windows:
     """Some windows as calibration text."""
     return pw.Windows(
         ids=ids, documents=torch.zeros(len(ids), dtype=torch.long), names=(text,), source=Path(text).name,
@@ -33,19 +40,50 @@ def part(ids: torch.Tensor) -> pw.Windows:
     )  # fmt: skip
 
 
-ENGINES = {4: "vllm", 2: "gptqmodel"}  # that load zero points of this width
-RECOVERY = {
-    (): (), ("corrected",): ("corrected_target",), ("trained",): ("corrected_target", "end_to_end(steps=45)"),
-}  # fmt: skip
-recovery = RECOVERY[tuple(mode)]
-engine = ENGINES.get(int(bits), "transformers") if recovery else "transformers"
-format = f"int{bits} g64 asym" if engine != "transformers" else f"int{bits} g{48 if recovery else 64} sym"
-step = Step.parse(f"gptq {format}")
-plan = pw.Plan(
-    steps={site.name: step for site in network.sites if site.role == "linear"}, kept={}, engine=engine, dtype="float16",
-    seed=0, bytes=0, damage=0.0, model=network.source.fingerprint, recovery=recovery,
-)  # fmt: skip
-with tempfile.TemporaryDirectory() as work:
-    first = ids[:16] if recovery else ids  # recovery holds out the last four of 64: codes must not have seen them
-    statistics = pw.collect(network, part(first), needs=frozenset({"gram"}), work=work)
-    pw.apply(plan, network, statistics, out=out, calibration=part(ids[:64]))
+def label(bits: int, mode: str) -> str:
+    """The step for every layer."""
+    if mode == "vectors":
+        return f"gptvq {VECTORS[bits]}"
+    method = "coordinate_descent" if mode == "trained" else "gptq"
+    return f"{method} int{bits} g64 {'asym' if mode else 'sym'}"
+
+
+def dense(plan: Plan, network: pw.Network, statistics: pw.Collected, source: str, out: str, work: str) -> None:
+    """Write the values as floats, for every tool to read, and say how many bits their format stores."""
+    model, bits, elements = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32), 0, 0
+    with open_run(Path(work) / "run", {"steps": "vectors"}) as journal:
+        applied = apply(plan, network, statistics, journal)
+        for name in plan.steps:
+            site, compressed = network.by_name[name], applied.compressed(network.by_name[name])
+            model.get_parameter(site.parameter).data = compressed.dequantize()
+            bits += compressed.parts[0].format.stored_bits(site.shape)
+            elements += site.elements
+    model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(source).save_pretrained(out)
+    print(json.dumps({"bits": bits / elements}))
+
+
+def main() -> None:
+    model, text, out, width, *modes = sys.argv[1:]
+    mode, bits = "".join(modes), int(width)
+    shutil.rmtree(out, ignore_errors=True)
+    network, ids = pw.load(model), windows(model, text, 128)
+    if mode:
+        ids = ids[torch.from_numpy(permutation(len(ids), 0, "windows"))]
+    step = Step.parse(label(bits, mode))
+    plan = Plan(
+        steps={site.name: step for site in network.sites if site.role == "linear"}, kept={},
+        engine=ENGINES[bits] if mode else "transformers", dtype="float16", seed=0, bytes=0,
+        damage=0.0, model=network.source.fingerprint, recovery=tuple(filter(None, [RECOVERY.get(mode)])),
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as work:
+        shown = part(ids[: FIRST[mode]], text)
+        statistics = pw.collect(network, shown, needs=frozenset({"gram"}), work=f"{work}/statistics")
+        if mode == "vectors":
+            dense(plan, network, statistics, model, out, work)
+        else:
+            pw.apply(plan, network, statistics, out=out, calibration=part(ids[: ALL[mode] or len(ids)], text))
+
+
+if __name__ == "__main__":
+    main()

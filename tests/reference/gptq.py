@@ -23,11 +23,16 @@ def dequantize(directory: Path, module: str) -> NDArray[np.float32]:
     words, zeros = (tensors[f"{module}.{name}"].view(np.uint32) for name in ("qweight", "qzeros"))
     scales, groups = tensors[f"{module}.scales"], tensors[f"{module}.g_idx"]
     added = 1 if settings["checkpoint_format"] == "gptq" else 0
-    mask, each = (1 << bits) - 1, 32 // bits
     weight = np.empty((words.shape[1], len(groups)), dtype=np.float32)
     for i, group in enumerate(groups):
         for o in range(words.shape[1]):
-            code = int(words[i // each, o]) >> (i % each * bits) & mask
-            zero = (int(zeros[group, o // each]) >> (o % each * bits) & mask) + added
+            code = _number(words[:, o], i, bits)
+            zero = _number(zeros[group], o, bits) + added
             weight[o, i] = np.float32(scales[group, o]) * np.float32(code - zero)
     return weight
+
+
+def _number(words: NDArray[np.uint32], index: int, bits: int) -> int:
+    """One number of a stream of bits that runs through the words, low bits first."""
+    where = range(index * bits, (index + 1) * bits)
+    return sum((int(words[place // 32]) >> place % 32 & 1) << bit for bit, place in enumerate(where))

@@ -54,8 +54,19 @@ def test_gptq_is_read_back_by_two_readers(
     zero_points: bool, network_of: Callable[[str], Network], tmp_path: Path
 ) -> None:
     network = network_of("llama")
-    changes = {"up_proj": "int2 g64 asym", "gate_proj": "int2 g64 asym", "o_proj": "int8 row asym"}
-    made = export(network, "gptq", chosen(network, **(changes if zero_points else {})), tmp_path, "float16")
+    changes = {
+        "up_proj": "int2 g64 asym",
+        "gate_proj": "int2 g64 asym",
+        "o_proj": "int8 row asym",
+        "v_proj": "int3 g32 asym",
+    }
+    made = export(
+        network,
+        "gptq",
+        chosen(network, **(changes if zero_points else {"v_proj": "int3 g32 sym"})),
+        tmp_path,
+        "float16",
+    )
     back, part_of = load(tmp_path), files_of("gptq").parts(tmp_path)
     assert len(made) == 12
     for name, compressed in made.items():
@@ -94,7 +105,7 @@ def test_the_settings_of_a_mixture(network_of: Callable[[str], Network], tmp_pat
     assert second["checkpoint_format"] == "gptq_v2"
 
 
-@pytest.mark.parametrize("label", ["int3 g32 sym", "int4 g96 sym", "int4 g32 sym bfloat16", "q4_0", "int4 b32 sym"])
+@pytest.mark.parametrize("label", ["int5 g32 sym", "int4 g96 sym", "int4 g32 sym bfloat16", "q4_0", "int4 b32 sym"])
 def test_what_gptq_files_do_not_hold(label: str, network_of: Callable[[str], Network]) -> None:
     network = network_of("llama")
     name = "model.layers.0.mlp.down_proj"

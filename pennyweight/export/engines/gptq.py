@@ -13,7 +13,9 @@ GPTQMODEL = Engine(
     file_format="gptq",
     checked_with={"gptqmodel": "7.7.0"},
     evidence="loaded",
-    reads=Grids(bits=frozenset({2, 4, 8}), asymmetric_bits=frozenset({2, 4, 8}), group_sizes=frozenset({32, 64, 128})),
+    reads=Grids(
+        bits=frozenset({2, 3, 4, 8}), asymmetric_bits=frozenset({2, 3, 4, 8}), group_sizes=frozenset({32, 64, 128})
+    ),
     dtypes=frozenset({"float16"}),  # of its scales, whatever the model is in
     roles=frozenset({"linear"}),
     sizes_multiple=32,
@@ -22,7 +24,6 @@ GPTQMODEL = Engine(
         "zero points are stored less one (version 1) unless some are not in the middle; those of version 2 are read by "
         "GPTQModel 0.9 and later",
         "load it in float16: its usual type on the CPU, bfloat16, rounds the scales",
-        "3 bits are packed in two ways that carry one name, and are not written",
     ),
     snippet="""\
 # pip install gptqmodel

@@ -13,7 +13,7 @@ from pennyweight.export.safetensors_stream import Entry
 from pennyweight.formats import Dense, Format, Grid
 from pennyweight.network.network import Network
 
-WIDTHS = (2, 4, 8)  # widths that fill words; kernels for 3 bits read either of two layouts
+WIDTHS = (2, 3, 4, 8)  # one stream of bits; 5 to 7 bits, and 3 in the format gptq_p, lie in planes
 GROUPS = (32, 64, 128)
 MULTIPLE = 32  # of inputs and outputs: whole words whatever the width
 SCALES = "float16"
@@ -55,7 +55,7 @@ def checked_grid(name: str, shape: tuple[int, int], grid: Format) -> Grid:
     if not known or not isinstance(grid, Grid) or grid.group_size not in (*GROUPS, None):
         raise InvalidFormat(
             f"{grid.label()} cannot be written to GPTQ files",
-            expected="codes of 2, 4 or 8 bits, a row or groups of 32, 64 or 128, scales in float16",
+            expected="codes of 2, 3, 4 or 8 bits, a row or groups of 32, 64 or 128, scales in float16",
             mend="choose another step, or another engine", site=name,
         )  # fmt: skip
     if any(size % MULTIPLE for size in shape):

@@ -44,7 +44,7 @@ def write(
 
     Args:
         network: what is written; its source gives the tensors that are not compressed.
-        formats: by name of site: grids of 2, 4 or 8 bits.
+        formats: by name of site: grids of 2, 3, 4 or 8 bits.
         compressed: called once for each of these sites whose file is not there yet, in the order of the file.
         out: directory, made if need be.
         dtype: of all other float tensors that are wider.
