@@ -27,7 +27,7 @@ from pennyweight.plan import Plan, Step
 
 ENGINES = {4: "vllm", 3: "gptqmodel", 2: "gptqmodel"}  # that load zero points of this width
 VECTORS = {3: "vector2 64 g64", 2: "vector4 256 g64"}
-RECOVERY = {"corrected": "corrected_target", "trained": "end_to_end(steps=60)"}
+RECOVERY = {"corrected": "corrected_target", "trained": "end_to_end(steps=40)"}
 FIRST = {"": 128, "corrected": 16, "trained": 16, "vectors": 64}  # windows that the first codes rest on
 ALL = {"": 0, "corrected": 64, "trained": 128, "vectors": 0}  # and recovery, which holds out the last of them
 
