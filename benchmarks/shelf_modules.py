@@ -4,7 +4,8 @@
 
 The networks of benchmarks/any_module.py (MiniLM, a ResNet and a ViT trained on drawn shapes, a Mixtral trained on
 bytes) and a Mamba trained on the same bytes for some steps. Embeddings and depthwise convolutions stay as they are.
-Groups of 32 inputs; where they do not divide a matrix's inputs, its rows are one group. For MiniLM: one minus the
+Groups of 32 inputs; where they do not divide a matrix's inputs, its rows are one group, and vectors of two single
+weights where these are odd in number. For MiniLM: one minus the
 cosine of embeddings; for all others: KL of the predictions, nats. Seconds are of the process, for the rounding alone.
 Rows of an earlier run with other networks or steps are kept.
 """
@@ -29,6 +30,7 @@ from pennyweight.flow.modules import store
 from pennyweight.flow.modules.build import compress
 from pennyweight.flow.modules.look import Seen, look, sites_by_tensor
 from pennyweight.flow.progress import QUIET
+from pennyweight.formats import Vectors
 from pennyweight.plan import Stage, Step
 
 NETWORKS: Mapping[str, Callable[[], Prepared]] = {
@@ -107,14 +109,16 @@ def rounded(
 
 
 def fitting(step: Step, weight: Tensor, parts: int) -> Step:
-    """The step, or one with a scale a row where its groups do not fit."""
+    """The step, or one with a scale a row where its groups do not fit, of single weights where vectors do not."""
     (stage,) = step.stages
     shape = (len(weight) // parts, weight.shape[1])
-    try:
-        stage.format.fields(shape)
-    except InvalidFormat:
-        return Step((Stage(stage.method, whole_rows(stage.format)),))
-    return step
+    for format in (stage.format, whole_rows(stage.format)):
+        try:
+            format.fields(shape)
+        except InvalidFormat:
+            continue
+        return Step((Stage(stage.method, format),))
+    return Step((Stage(stage.method, single(whole_rows(stage.format))),))
 
 
 def whole_rows(format: Any) -> Any:
@@ -122,6 +126,11 @@ def whole_rows(format: Any) -> Any:
     if hasattr(format, "group_size"):
         return replace(format, group_size=None)
     return replace(format, sharing=replace(format.sharing, columns=None))
+
+
+def single(format: Vectors) -> Vectors:
+    """A codebook of single weights, for as many bits."""
+    return replace(format, width=1, levels=round(format.levels ** (1 / format.width)))
 
 
 @torch.no_grad()
