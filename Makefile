@@ -72,7 +72,7 @@ ifneq ($(TRAIN),)
 	$(BIN)/python benchmarks/shelf_table.py
 	$(BIN)/python benchmarks/orderings.py
 ifneq ($(GGML),)
-	$(BIN)/python benchmarks/gguf_types.py --library $(GGML) --model build/model --calibration $(TRAIN) --test $(TEST)
+	$(BIN)/python benchmarks/gguf_types.py --library $(GGML) --model build/model --calibration $(TRAIN) --test $(TEST) --windows 96 --orders 7
 endif
 ifneq ($(LLAMA),)
 	$(BIN)/python benchmarks/llama_cpp.py --model build/model --python $(LLAMA) --windows 2
