@@ -21,6 +21,7 @@ from pennyweight.errors import (
     VerificationFailed,
 )
 from pennyweight.flow.apply import Row
+from pennyweight.flow.modules import store
 from pennyweight.flow.modules.build import compress
 from pennyweight.flow.modules.look import Seen, look
 from pennyweight.flow.progress import QUIET
@@ -228,6 +229,27 @@ def test_an_expert_that_saw_few_tokens_says_so() -> None:
     assert "1 of 2 experts saw fewer tokens" in row.reason
     assert "1: 3" in row.reason
     assert result.shape == (8, 16)
+
+
+@pytest.mark.parametrize("label", ["gptvq vector2 16 g8", "gptq int4 b8 sym", "gptq int4 row sym"])
+def test_experts_share_what_a_format_stores_once(label: str) -> None:
+    module = nn.Linear(16, 32, bias=False)
+    network = network_of(module)
+    (site,) = network.sites
+    seen = Seen(torch.ones(32))
+    for part in range(4):
+        seen.add(torch.randn(1, 60 + part, 16, generator=generator(part)), part, 4)
+    ((pooled, few),) = seen.statistics("x", together=True)
+    assert pooled is not None
+    assert (pooled.count, few) == (246, False)
+    assert torch.allclose(pooled.require_gram(), seen.grams.sum(0) / 246)  # type: ignore[union-attr]
+    weight = torch.randn(32, 16, generator=generator(9))
+    result, row = compress(site, weight, seen, Step.parse(label), 0)
+    stored = store.pack(module, {"weight": (site, result)}, "float16")
+    back = store.unpack(module, stored).weight
+    assert torch.equal(back, result.dequantize())
+    assert row.bits == 8 * stored.bytes / weight.numel()
+    assert float((back - weight).square().sum() / weight.square().sum()) < 0.3
 
 
 @pytest.mark.parametrize("groups", [1, 2])

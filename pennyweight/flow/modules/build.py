@@ -175,14 +175,17 @@ class Builder:
 def compress(site: Site, weight: Tensor, seen: Seen, step: Step, seed: int) -> tuple[Compressed, Row]:
     """Carry a step out on a matrix, each part by what it read; and its row of the ledger.
 
+    A format whose rows share parameters, such as a codebook, stores them once for all parts.
+
     Args:
         site: whose matrix it is.
         weight: `[out, in]`.
         seen: what it multiplies.
-        step: of one stage, on a grid.
+        step: of one stage.
         seed: of the run.
     """
-    parts = seen.statistics(site.name)
+    format = step.stages[0].format
+    parts = seen.statistics(site.name, together=not format.rows_stand_alone)
     rows, results, said = len(weight) // len(parts), list[Compressed](), dict[tuple[str, str], int]()
     changed = whole = 0.0
     for part, (statistics, _) in enumerate(parts):
@@ -200,7 +203,6 @@ def compress(site: Site, weight: Tensor, seen: Seen, step: Step, seed: int) -> t
     reasons = [
         why if len(said) == 1 else f"{count} of {len(parts)} parts: {why}" for (_, why), count in said.items() if why
     ]
-    format = step.stages[0].format
     row = Row(
         site=site.name, intended=step.label(), actual=", ".join(dict.fromkeys(actual for actual, _ in said)),
         reason="; ".join([*reasons, *_few(seen, [few for _, few in parts])]),

@@ -79,14 +79,17 @@ class Seen:
             self.counts[own] += rows.shape[1]
             self.shares[own] += sums[number]
 
-    def statistics(self, name: str) -> Sequence[tuple[Statistics | None, bool]]:
+    def statistics(self, name: str, *, together: bool = False) -> Sequence[tuple[Statistics | None, bool]]:
         """Of each part, and whether they are those of all parts together, for want of rows of its own.
 
-        One part without any where nothing was seen, and where every output reads a few inputs of its own.
+        One part without any where nothing was seen, and where every output reads a few inputs of its own; one for all
+        parts `together`, for what is stored once for all of them.
         """
         if self.grams is None or self.parts == len(self.sensitivity):
             return [(None, False)]
         pooled = self.grams.sum(0) / _positive(sum(self.shares))
+        if together:
+            return [(Statistics(edge=name, count=sum(self.counts), gram=pooled), False)]
         found: list[tuple[Statistics | None, bool]] = []
         for gram, count, share in zip(self.grams, self.counts, self.shares, strict=True):
             few = self.parts > 1 and count < len(gram)  # fewer rows than inputs do not span what may come
