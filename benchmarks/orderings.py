@@ -189,6 +189,12 @@ SOURCES: Mapping[str, Sequence[Claim]] = {
               less="gptvq vector2 64 g64", more="round_to_nearest vector2 64 g64"),
         Claim(says="below GPTQ at as many bits, 3 bits, SmolLM2", file="shelf",
               less="gptvq vector2 64 g64", more="gptq int3 g64 asym"),
+        *(Claim(says=f"below plain rounding to the same codebook's size, 2 bits, {name}", file=file,
+                less=f"{place}gptvq vector2 16 g32", more=f"{place}round_to_nearest vector2 16 g32")
+          for file, place, _, name in NETWORKS[1:]),
+        *(Claim(says=f"below GPTQ at as many bits, 2 bits, {name}", file=file,
+                less=f"{place}gptvq vector2 16 g32", more=f"{place}gptq int2 g32 asym")
+          for file, place, _, name in NETWORKS[1:]),
     ],
     "FlexQ, arXiv:2508.04405": [
         Claim(says="8 bits for down projections help W6A6", file="activations", less="w6a6, down a8", more="w6a6"),
