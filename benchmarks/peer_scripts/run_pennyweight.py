@@ -3,7 +3,7 @@
     run_pennyweight.py MODEL TEXT OUT BITS [corrected|trained|vectors]
 
 GPTQ, symmetric, in groups of 64, on all 128 windows: for transformers. The others take the windows in a random order.
-`corrected` and `trained`: with zero points, for vLLM at 4 bits and GPTQModel at 3 and 2; the first codes rest on some
+`corrected` and `trained`: with zero points, for vLLM at 4 bits and GPTQModel at others; the first codes rest on some
 windows. Then `corrected` chooses codes again on half of the windows, for what layers really read; `trained` begins with
 coordinate descent and trains scales end to end on all windows. `vectors`: GPTVQ on half of the windows;
 no engine loads these, so that the values are written as floats, and `bits` counts what is stored by its format.
@@ -25,7 +25,7 @@ from pennyweight.flow.journal import open_run
 from pennyweight.numerics.random import permutation
 from pennyweight.plan import Plan, Step
 
-ENGINES = {4: "vllm", 3: "gptqmodel", 2: "gptqmodel"}  # that load zero points of this width
+ENGINES = {8: "gptqmodel", 4: "vllm", 3: "gptqmodel", 2: "gptqmodel"}  # that load zero points of this width
 VECTORS = {3: "vector2 64 g64", 2: "vector4 256 g64"}
 RECOVERY = {"corrected": "corrected_target", "trained": "end_to_end(steps=40)"}
 FIRST = {"": 128, "corrected": 16, "trained": 32, "vectors": 64}  # windows that the first codes rest on

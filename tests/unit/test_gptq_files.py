@@ -54,19 +54,11 @@ def test_gptq_is_read_back_by_two_readers(
     zero_points: bool, network_of: Callable[[str], Network], tmp_path: Path
 ) -> None:
     network = network_of("llama")
-    changes = {
-        "up_proj": "int2 g64 asym",
-        "gate_proj": "int2 g64 asym",
-        "o_proj": "int8 row asym",
-        "v_proj": "int3 g32 asym",
-    }
-    made = export(
-        network,
-        "gptq",
-        chosen(network, **(changes if zero_points else {"v_proj": "int3 g32 sym"})),
-        tmp_path,
-        "float16",
-    )
+    changes = {"v_proj": "int3 g32 sym"}
+    if zero_points:
+        asymmetric = {"up_proj": "int2 g64", "gate_proj": "int2 g64", "o_proj": "int8 row", "v_proj": "int3 g32"}
+        changes = {name: f"{label} asym" for name, label in asymmetric.items()}
+    made = export(network, "gptq", chosen(network, **changes), tmp_path, "float16")
     back, part_of = load(tmp_path), files_of("gptq").parts(tmp_path)
     assert len(made) == 12
     for name, compressed in made.items():
