@@ -29,7 +29,7 @@ ENGINES = {8: "gptqmodel", 4: "vllm", 3: "gptqmodel", 2: "gptqmodel"}  # that lo
 VECTORS = {3: "vector2 64 g64", 2: "vector4 256 g64"}
 RECOVERY = {"corrected": "corrected_target", "trained": "end_to_end(steps=40)"}
 FIRST = {"": 128, "corrected": 16, "trained": 32, "vectors": 64}  # windows that the first codes rest on
-ALL = {"": 0, "corrected": 64, "trained": 128, "vectors": 0}  # and recovery, which holds out the last of them
+ALL = {"": 128, "corrected": 64, "trained": 128}  # and recovery, which holds out the last of them
 
 
 def part(ids: torch.Tensor, text: str) -> pw.Windows:
@@ -82,7 +82,7 @@ def main() -> None:
         if mode == "vectors":
             dense(plan, network, statistics, model, out, work)
         else:
-            pw.apply(plan, network, statistics, out=out, calibration=part(ids[: ALL[mode] or len(ids)], text))
+            pw.apply(plan, network, statistics, out=out, calibration=part(ids[: ALL[mode]], text))
 
 
 if __name__ == "__main__":

@@ -231,7 +231,7 @@ def test_an_expert_that_saw_few_tokens_says_so() -> None:
     assert result.shape == (8, 16)
 
 
-@pytest.mark.parametrize("label", ["gptvq vector2 16 g8", "gptq int4 b8 sym", "gptq int4 row sym"])
+@pytest.mark.parametrize("label", ["gptvq vector2 16 g8", "gptq int4 b16 sym", "gptq int4 row sym"])
 def test_experts_share_what_a_format_stores_once(label: str) -> None:
     module = nn.Linear(16, 32, bias=False)
     network = network_of(module)

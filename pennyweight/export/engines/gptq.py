@@ -8,14 +8,14 @@ from pennyweight.export.contracts import (
 from pennyweight.export.engines.engine import Engine
 from pennyweight.export.memory import Memory
 
+WIDTHS = frozenset({2, 3, 4, 8})
+
 GPTQMODEL = Engine(
     name="gptqmodel",
     file_format="gptq",
     checked_with={"gptqmodel": "7.7.0"},
     evidence="loaded",
-    reads=Grids(
-        bits=frozenset({2, 3, 4, 8}), asymmetric_bits=frozenset({2, 3, 4, 8}), group_sizes=frozenset({32, 64, 128})
-    ),
+    reads=Grids(bits=WIDTHS, asymmetric_bits=WIDTHS, group_sizes=frozenset({32, 64, 128})),
     dtypes=frozenset({"float16"}),  # of its scales, whatever the model is in
     roles=frozenset({"linear"}),
     sizes_multiple=32,

@@ -9,11 +9,11 @@ from typing import Any
 
 from pennyweight.errors import InvalidFormat
 from pennyweight.export.checkpoint import Item, check_site
+from pennyweight.export.gptq.source import WIDTHS
 from pennyweight.export.safetensors_stream import Entry
 from pennyweight.formats import Dense, Format, Grid
 from pennyweight.network.network import Network
 
-WIDTHS = (2, 3, 4, 8)  # one stream of bits; 5 to 7 bits, and 3 in the format gptq_p, lie in planes
 GROUPS = (32, 64, 128)
 MULTIPLE = 32  # of inputs and outputs: whole words whatever the width
 SCALES = "float16"

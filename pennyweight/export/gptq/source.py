@@ -36,7 +36,7 @@ from pennyweight.network.sources.source import (
 from pennyweight.numerics.packing import unpack_int32, words_of
 
 FORMATS = {"gptq": 1, "gptq_v2": 0}  # what is added to a stored zero point
-WIDTHS = (2, 3, 4, 8)  # 5, 6 and 7 bits, and 3 in the format gptq_p, are packed in planes
+WIDTHS = (2, 3, 4, 8)  # one stream of bits; 5 to 7 bits, and 3 in the format gptq_p, lie in planes
 ROLES = ("qweight", "qzeros", "scales", "g_idx")
 
 
